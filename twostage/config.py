@@ -1,0 +1,237 @@
+"""The configuration: one dataclass per section; a YAML file and the command line fill it.
+
+Precedence: command line, then the file, then the defaults here. Every field is explained in a string under it,
+which is also what `--help` prints. A field that does nothing is a bug. This file imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lies, and what it consists of."""
+
+    dir: Path
+    """the run folder; running again in the same folder does only what is missing"""
+    rng_seed: int = 0
+    """every random number of the run follows from this one"""
+    baselines: list[Literal["cross_entropy", "balanced_cross_entropy"]] = field(default_factory=list)
+    """trained for comparison by `run`: ordinary training on the noisy labels, without and with class balancing"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which samples and which labels."""
+
+    dataset: Path
+    """a dataset made by `data_prep build`"""
+    labels: str = "given"
+    """label column that is trained on (the noisy labels)"""
+    clean_labels: str | None = None
+    """label column of the truth, where it is known; only reports, `evaluate` and clean splits read it"""
+    train_split: str = "noisy_train"
+    """split whose labels are noisy"""
+    val_split: str = "val"
+    """split for validation; not used when `holdout` is set"""
+    holdout: float | None = None
+    """share of `train_split`, class by class, that is kept out of training and used for validation instead"""
+    test_split: str = "test"
+    """split for the final figures; nothing is ever chosen by it"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    name: str = "resnet50"
+    """mlp, resnet14, resnet18, resnet50, or your own as `package.module:factory`"""
+    dropout: float = 0.0
+    """probability; between the convolutions of each residual unit, or after each hidden layer of the MLP"""
+    input_noise: float = 0.0
+    """standard deviation of Gaussian noise that is added to the normalised input while training"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """From a decoded image to the network's input."""
+
+    channels: Literal["rgb", "gray"] = "rgb"
+    """what the decoder delivers"""
+    resize: int | None = 256
+    """the shorter side is resized to this many pixels first; null keeps the stored size"""
+    size: int = 224
+    """side of the square that the network sees, in pixels"""
+    crop: Literal["random", "center"] = "random"
+    """where the square is cut out while training; evaluation always takes the centre"""
+    shift: int = 0
+    """while training, the square is moved by up to this many pixels each way; what lies outside is black"""
+    flip: bool = True
+    """while training, half of the images are mirrored left to right"""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """per channel, on the scale 0..1; subtracted"""
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    """per channel, on the scale 0..1; divided by"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How the bytes get to the network. Nothing here changes a result, but for `window_shards`."""
+
+    cache: Literal["auto", "always", "never"] = "auto"
+    """decode once and keep all images in device memory; auto: where they fit into `cache_gib`"""
+    cache_gib: float = 2.0
+    """limit for `cache: auto`, in GiB"""
+    read_threads: int = 4
+    """threads that read image bytes from the shards"""
+    decode_threads: int = 2
+    """DALI's threads for decoding and augmentation"""
+    prefetch: int = 4
+    """batches that are read ahead"""
+    window_shards: int = 0
+    """samples are shuffled among this many shards at a time; 0: among all"""
+    hw_decoder_load: float = 0.65
+    """on a GPU: share of the images that the hardware JPEG decoder takes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimizer."""
+
+    name: Literal["sgd", "adam", "adamw", "adagrad"] = "adam"
+    """as in torch.optim"""
+    lr: float = 3e-4
+    """initial learning rate"""
+    momentum: float | None = None
+    """of SGD, or the first beta of Adam; null: 0.9; AdaGrad has none"""
+    weight_decay: float = 0.0
+    """L2 penalty (decoupled for adamw); not applied to biases and normalisation"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlateauConfig:
+    """What happens when the validation accuracy stands still."""
+
+    factor: float = 0.5
+    """the learning rate is multiplied by this"""
+    patience: int = 10
+    """after this many (sub-)epochs without a better validation accuracy"""
+    min_lr: float = 1e-7
+    """and never falls below this"""
+    stop_after: int | None = None
+    """training ends after this many (sub-)epochs without a better validation accuracy; null: never early"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Stage 1, first step: ordinary training on the noisy labels."""
+
+    epochs: int = 10
+    """passes over the training view"""
+    batch_size: int = 256
+    """of the global batch, over all processes"""
+    balance: bool = True
+    """over-sample the smaller classes so that all occur equally often (paper, section 3.3)"""
+    select: Literal["best", "last"] = "best"
+    """which weights are kept: the best by validation accuracy, or the last"""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """see OptimizerConfig"""
+    plateau: PlateauConfig = field(default_factory=PlateauConfig)
+    """see PlateauConfig"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig:
+    """Stage 1, second step: the trained network scores every sample."""
+
+    batch_size: int = 256
+    """samples scored at once by one process"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineConfig:
+    """Stage 1, third step: which labels are kept (paper, section 3.1)."""
+
+    min_score: float = 0.9
+    """a label that agrees with the prediction is kept when its probability is at least this"""
+    min_share: float = 0.1
+    """at least this share of each class is kept, going down the ranking; only labels that agree with the prediction"""
+    refine_val: bool = True
+    """mine the validation samples in the same way, and validate stage 2 on them"""
+    allow_empty: bool = False
+    """go on when a class keeps no label at all"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Stage 2: semi-supervised training with the labels that stage 1 kept (paper, section 3.2)."""
+
+    sub_epochs: int = 100
+    """passes over the labeled view"""
+    batch_size: int = 256
+    """N of the global batch, over all processes: half labeled, half unlabeled"""
+    balance_labeled: bool = True
+    """over-sample the smaller classes of the seed set"""
+    balance_unlabeled: bool = False
+    """over-sample the unlabeled samples so that the classes of their noisy labels occur equally often"""
+    init: Literal["stage1", "scratch"] = "stage1"
+    """start from the weights of stage 1, as the paper does, or from new ones"""
+    consistency_weight: float = 100.0
+    """α of equation 2: weight of the consistency loss"""
+    reduction: Literal["sum", "mean"] = "sum"
+    """over the classes, in the consistency loss: the paper sums; temporal-ensembling code takes the mean"""
+    ramp_up: int = 0
+    """sub-epochs over which the consistency weight rises from 0; 0: constant, as in the paper on Clothing1M"""
+    ramp_down: int = 0
+    """last sub-epochs, over which the learning rate falls to 0; 0: none"""
+    select: Literal["best", "last"] = "best"
+    """which weights are kept: the best by validation accuracy, or the last"""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """see OptimizerConfig"""
+    plateau: PlateauConfig = field(default_factory=lambda: PlateauConfig(stop_after=20))
+    """see PlateauConfig"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How it runs; nothing here changes what is computed, but for `precision`."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """of the forward pass; weights stay fp32"""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: a GPU where there is one"""
+    checkpoint_steps: int | None = None
+    """write a checkpoint every so many steps, besides the one after every (sub-)epoch"""
+    keep_checkpoints: int = 2
+    """older ones are removed after a newer one is complete"""
+    log_steps: int = 50
+    """steps between two lines of metrics"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a run is made of."""
+
+    run: RunConfig
+    """see RunConfig"""
+    data: DataConfig
+    """see DataConfig"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """see ModelConfig"""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """see AugmentConfig"""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    """see LoaderConfig"""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """see PretrainConfig"""
+    rank: RankConfig = field(default_factory=RankConfig)
+    """see RankConfig"""
+    mine: MineConfig = field(default_factory=MineConfig)
+    """see MineConfig"""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """see TrainConfig"""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """see RuntimeConfig"""

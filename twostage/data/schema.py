@@ -1,0 +1,222 @@
+"""The dataset on disk: names, columns, and the checks that both writer and reader rely on.
+
+Knows only numpy and pyarrow. `data_prep` writes by this file and `twostage` reads by it, so that a format
+question has one answer. The format itself is described in `data_prep/README.md`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMAT_VERSION: Final = 1
+NO_LABEL: Final = -1
+SPLITS: Final = ("noisy_train", "clean_train", "val", "test")
+GIVEN_LABELS: Final = "given"            # the label column that `data_prep build` writes
+EXTENSIONS: Final = {"jpeg": "jpg", "png": "png", "webp": "webp"}   # format column -> member extension
+
+SAMPLES_SCHEMA: Final = pa.schema(
+    [
+        ("index", pa.int64()),           # 0..N-1, equal to the row number
+        ("key", pa.string()),            # the source's own name of the image
+        ("split", pa.dictionary(pa.int8(), pa.string())),
+        ("shard", pa.int32()),           # number of the tar file
+        ("offset", pa.int64()),          # of the image's first byte in the tar file
+        ("size", pa.int64()),            # bytes
+        ("width", pa.int32()),           # pixels, after EXIF orientation: as DALI decodes it
+        ("height", pa.int32()),
+        ("format", pa.dictionary(pa.int8(), pa.string())),
+        ("sha256", pa.binary(32)),       # of the image's bytes in the shard
+    ]
+)
+REJECTED_SCHEMA: Final = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+LABELS_SCHEMA: Final = pa.schema([("index", pa.int64()), ("label", pa.int64())])   # further columns may follow
+
+
+class InputError(ValueError):
+    """A mistake of the user's: the message names the thing, the place and the remedy. Printed without traceback."""
+
+
+def nearest(name: str, legal: Iterable[str]) -> str:
+    """Says which legal name `name` was probably meant to be, and all the others; for error messages."""
+    names = sorted(legal)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed: {', '.join(names) or 'none'}"
+
+
+def shard_name(shard: int) -> str:
+    """File name of shard number `shard` below `shards/`."""
+    return f"{shard:06d}.tar"
+
+
+def member_name(index: int, image_format: str) -> str:
+    """Name of a sample's member in its shard."""
+    return f"{index:09d}.{EXTENSIONS[image_format]}"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Writes `data` to `path` so that a crash leaves either the old file or the new one, never a part of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON aside and renames it; keys keep their order, so the same value gives the same bytes."""
+    write_aside(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a Parquet file aside and renames it; the same table gives the same bytes."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table, aside, compression="zstd")
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelColumn:
+    """One column of labels, with what is known of how it came about."""
+
+    name: str
+    index: npt.NDArray[np.int64]
+    """(rows,) strictly increasing sample indices; samples that are missing here have no label"""
+    label: npt.NDArray[np.int64]
+    """(rows,) class numbers 0..num_classes-1, or NO_LABEL"""
+    class_names: tuple[str, ...]
+    how: str
+    """one line for people: which command, which parameters"""
+    rng_seed: int | None = None
+    parent: str = ""
+    """digest of what it was made from: of samples.parquet, or of the label column that was changed"""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """anything else worth keeping, as JSON: a transition matrix, say"""
+
+    def dense(self, num_samples: int) -> npt.NDArray[np.int64]:
+        """(num_samples,) labels by sample index, NO_LABEL where there is none."""
+        table = np.full(num_samples, NO_LABEL, dtype=np.int64)
+        table[self.index] = self.label
+        return table
+
+
+def labels_path(dataset: Path, name: str) -> Path:
+    """Where the label column `name` of a dataset lies.
+
+    Raises:
+        InputError: the name cannot be a file name (it may hold letters, digits, '.', '_' and '-' only).
+    """
+    if not name or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name) or name.startswith("."):
+        raise InputError(f"label column name {name!r}: only letters, digits, '.', '_' and '-', and no leading '.'")
+    return dataset / "labels" / f"{name}.parquet"
+
+
+def write_labels(dataset: Path, column: LabelColumn) -> Path:
+    """Writes a label column into a dataset and returns its path."""
+    metadata = {
+        "num_classes": str(len(column.class_names)),
+        "class_names": json.dumps(column.class_names, ensure_ascii=False),
+        "how": column.how,
+        "rng_seed": json.dumps(column.rng_seed),
+        "parent": column.parent,
+        "extra": json.dumps(column.extra, ensure_ascii=False),
+    }
+    table = pa.table([column.index, column.label], schema=LABELS_SCHEMA.with_metadata(metadata))
+    path = labels_path(dataset, column.name)
+    path.parent.mkdir(exist_ok=True)
+    write_table(path, table)
+    return path
+
+
+def read_labels(dataset: Path, name: str) -> LabelColumn:
+    """Reads a label column.
+
+    Raises:
+        InputError: no such column (names the nearest), or it is damaged: not a label file, or a label out of range.
+    """
+    path = labels_path(dataset, name)
+    if not path.exists():
+        present = [p.stem for p in (dataset / "labels").glob("*.parquet")]
+        raise InputError(f"{dataset} has no label column {name!r}; {nearest(name, present)}")
+    try:
+        table = pq.read_table(path)
+        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        class_names = tuple(json.loads(metadata["class_names"]))
+        index = table["index"].to_numpy().astype(np.int64, copy=False)
+        label = table["label"].to_numpy().astype(np.int64, copy=False)
+    except (pa.ArrowInvalid, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a label column of this format ({error}); write it again") from error
+    wrong = np.flatnonzero((label < NO_LABEL) | (label >= len(class_names)))
+    if wrong.size:
+        row = int(wrong[0])
+        raise InputError(
+            f"{path}: label {label[row]} of sample {index[row]} is out of range 0..{len(class_names) - 1} "
+            f"({wrong.size} such labels)"
+        )
+    return LabelColumn(
+        name=name,
+        index=index,
+        label=label,
+        class_names=class_names,
+        how=metadata.get("how", ""),
+        rng_seed=json.loads(metadata.get("rng_seed", "null")),
+        parent=metadata.get("parent", ""),
+        extra=json.loads(metadata.get("extra", "{}")),
+    )
+
+
+def dataset_marker(
+    counts: dict[str, int], num_shards: int, samples_digest: str, made_by: Sequence[str]
+) -> dict[str, Any]:
+    """The content of dataset.json, which is written last and makes a dataset complete."""
+    return {
+        "format": "twostage-dataset",
+        "version": FORMAT_VERSION,
+        "num_samples": sum(counts.values()),
+        "num_shards": num_shards,
+        "splits": {split: counts[split] for split in SPLITS if counts.get(split)},
+        "samples_sha256": samples_digest,
+        "made_by": list(made_by),
+    }
+
+
+def read_marker(dataset: Path) -> dict[str, Any]:
+    """Reads and checks dataset.json.
+
+    Raises:
+        InputError: no dataset there, an unfinished one, or one of another format version.
+    """
+    path = dataset / "dataset.json"
+    if not path.exists():
+        if (dataset / "shards").exists():
+            raise InputError(f"{dataset} is not complete (no dataset.json): run its `data_prep build` command again")
+        raise InputError(f"{dataset} is not a dataset (no dataset.json): make one by `data_prep build SOURCE OUT`")
+    try:
+        marker: dict[str, Any] = json.loads(path.read_text())
+        kind, version = marker["format"], marker["version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}): build the dataset again") from error
+    if kind != "twostage-dataset" or version != FORMAT_VERSION:
+        raise InputError(f"{path}: format {kind!r} version {version}, this program reads version {FORMAT_VERSION}")
+    return marker
