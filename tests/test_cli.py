@@ -1,0 +1,74 @@
+"""What a user sees of wrong command lines and configuration files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from twostage.__main__ import main
+from twostage.cli import parse
+from twostage.data.schema import InputError
+
+REQUIRED = ["--run.dir", "r", "--data.dataset", "d"]
+
+
+def write(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return ["--config", str(path), *REQUIRED]
+
+
+def test_precedence_is_command_line_then_file_then_default(tmp_path: Path) -> None:
+    arguments = write(tmp_path, "pretrain: {epochs: 3, batch_size: 32}\nmine: {min_score: 0.8}\n")
+    config = parse("run", "", [*arguments, "--pretrain.epochs", "5"])
+    assert (config.pretrain.epochs, config.pretrain.batch_size, config.mine.min_score) == (5, 32, 0.8)
+    assert config.mine.min_share == 0.1
+
+
+def test_nested_sections_arrive_as_their_classes(tmp_path: Path) -> None:
+    config = parse("run", "", write(tmp_path, "train: {optimizer: {name: sgd, lr: 0.5}, plateau: {stop_after: null}}"))
+    assert config.train.optimizer.name == "sgd" and config.train.optimizer.lr == 0.5
+    assert config.train.plateau.stop_after is None and config.pretrain.optimizer.name == "adam"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pretrain: {epochz: 3}", r"c\.yaml: unknown key 'pretrain\.epochz'; did you mean 'pretrain\.epochs'\?"),
+        ("trian: {sub_epochs: 3}", r"unknown key 'trian'; did you mean 'train'\?"),
+        ("train: {optimizer: {lrr: 3}}", r"did you mean 'train\.optimizer\.lr'\?"),
+        ("pretrain: {epochs: many}", r"pretrain\.epochs.*int.*many"),
+        ("model: {dropout: [1]}", r"model\.dropout"),
+        ("train: {reduction: average}", r"train\.reduction.*sum.*mean.*average"),
+        ("- 1", "expected sections"),
+        ("a: b: c", "is not YAML"),
+    ],
+)
+def test_wrong_files_name_the_key_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse("run", "", write(tmp_path, text))
+
+
+def test_wrong_command_lines_end_with_code_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in [
+        (["runn"], "did you mean 'run'?"),
+        (["run", *REQUIRED, "--pretrain.epoch", "3"], "did you mean 'pretrain.epochs'?"),
+        (["run", "--config", "nowhere.yaml"], "no such configuration file: nowhere.yaml"),
+        (["run", "--run.dir", "x"], "data.dataset"),
+        (["mine", *REQUIRED], "run `twostage rank` first"),
+    ]:
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.startswith("error: ") and "Traceback" not in error
+
+
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "weight of the consistency loss" in text and "every random number of the run follows" in text

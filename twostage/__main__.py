@@ -1,0 +1,71 @@
+"""The command line `twostage`: see `twostage --help`."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from importlib.metadata import version
+
+from twostage.cli import is_main_process, parse
+from twostage.data.schema import InputError, nearest
+from twostage.verbs import VERBS
+
+USAGE = """usage: twostage VERB --config FILE [--section.field=value ...]
+
+Learn an image classifier from photos with noisy labels, in two stages.
+
+  run         the whole method in one command: all of the next five, and the report
+  pretrain    stage 1: train on the noisy labels, classes balanced
+  rank        stage 1: score every sample with that network
+  mine        stage 1: keep the labels that are very likely right (the seed set)
+  train       stage 2: train on with all images and only those labels
+  evaluate    test every model of the run
+  report      write report.html
+
+A verb does only what is missing in the run folder, so it is safe to run again after anything.
+
+examples:
+  twostage run --config configs/mnist/asymmetric-0.6-pi.yaml --data.dataset mnist --run.dir runs/first
+  twostage run --help                       every field with its default
+  twostage run --config FILE --print_config the resolved configuration
+  accelerate launch --config_file launch/accelerate/cpu-2.yaml -m twostage run --config FILE
+
+exit codes: 0 done; 1 the machine failed (no space, ...); 2 wrong input; 130 interrupted
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(version("twostage"))
+        return 0
+    verb = arguments[0]
+    try:
+        if verb not in VERBS:
+            raise InputError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
+        function = VERBS[verb]
+        return function(parse(verb, str(function.__doc__), arguments[1:]))
+    except InputError as error:
+        if is_main_process() or "rank" in str(error):
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {_explain(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+
+
+def _explain(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"{error}. Make space and run the same command again: it goes on from the last checkpoint"
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""From the command line and a YAML file to a checked Config."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import jsonargparse
+import yaml
+
+from twostage.config import Config
+from twostage.data.schema import InputError, nearest
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse(verb: str, description: str, arguments: list[str]) -> Config:
+    """Fills a Config from `arguments`, the files they name by --config, and the defaults, in this precedence.
+
+    Raises:
+        InputError: an unknown key (names the nearest), a value of the wrong type, a required field left out.
+    """
+    parser = jsonargparse.ArgumentParser(
+        prog=f"twostage {verb}",
+        description=f"{description} Example: twostage {verb} --config configs/demo.yaml --run.dir runs/first",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
+    parser.add_class_arguments(Config)
+    _check_names(arguments)
+    try:
+        parsed = parser.parse_args(arguments)
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+    return _build(Config, parsed)
+
+
+def _build(kind: type[Any], values: Any) -> Any:
+    hints = get_type_hints(kind)
+    fields = {}
+    for field in dataclasses.fields(kind):
+        value = getattr(values, field.name)
+        fields[field.name] = _build(hints[field.name], value) if dataclasses.is_dataclass(hints[field.name]) else value
+    return kind(**fields)
+
+
+def _check_names(arguments: list[str]) -> None:
+    """Refuses unknown keys with the nearest legal one, which the parser's own messages do not name."""
+    keys = _keys(Config)
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name = argument[2:].split("=", 1)[0].removesuffix("+")
+            if name not in keys | {"config", "help"} and not name.startswith("print_"):
+                raise InputError(f"unknown option --{name}; {_nearest_key(name, keys)}")
+            if name == "config":
+                rest = argument.split("=", 1)[1:] or arguments[position + 1 : position + 2]
+                if rest:
+                    _check_file(Path(rest[0]), keys)
+
+
+def _check_file(path: Path, keys: set[str]) -> None:
+    if not path.exists():
+        raise InputError(f"no such configuration file: {path}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected sections such as `pretrain:`, found {type(tree).__name__}")
+    pending = [("", tree)]
+    while pending:
+        prefix, branch = pending.pop()
+        for name, value in branch.items():
+            key = f"{prefix}{name}"
+            if key not in keys:
+                raise InputError(f"{path}: unknown key {key!r}; {_nearest_key(key, keys)}")
+            if isinstance(value, dict):
+                pending.append((f"{key}.", value))
+
+
+def _nearest_key(name: str, keys: set[str]) -> str:
+    section = name.rpartition(".")[0]
+    siblings = {key for key in keys if key.rpartition(".")[0] == section}
+    return nearest(name, siblings or keys)
+
+
+def _keys(kind: type[Any], prefix: str = "") -> set[str]:
+    keys: set[str] = set()
+    for name, hint in get_type_hints(kind).items():
+        keys.add(prefix + name)
+        if dataclasses.is_dataclass(hint):
+            keys |= _keys(hint, f"{prefix}{name}.")     # type: ignore[arg-type]
+    return keys
+
+
+def is_main_process() -> bool:
+    """Whether this process should speak for all; known before any process group exists."""
+    return os.environ.get("RANK", "0") == "0"

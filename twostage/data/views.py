@@ -1,0 +1,87 @@
+"""Which samples are trained on, validated on and tested on, and with which labels. Knows only numpy and pyarrow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from twostage.config import DataConfig
+from twostage.data.dataset import Dataset
+from twostage.data.plan import Indices, holdout
+from twostage.data.schema import NO_LABEL, InputError
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of one run over one dataset. Views hold increasing sample indices; label tables are by sample index."""
+
+    dataset: Dataset
+    class_names: tuple[str, ...]
+    train: Indices
+    val: Indices
+    test: Indices
+    labels: Indices
+    """(num_samples,) as given, noisy on the training split"""
+    clean: Indices | None
+    """(num_samples,) the truth, where it is known"""
+    held_out: bool
+    """whether `val` was taken out of the training split, so that its labels are as noisy as the training labels"""
+    digests: dict[str, str]
+    """what the run was begun with: of samples.parquet and of each label column"""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def true_labels(self) -> Indices:
+        """(num_samples,) labels to test against: the clean ones where there are any, else those given."""
+        return self.labels if self.clean is None else self.clean
+
+
+def open_views(dataset: Dataset, config: DataConfig, rng_seed: int) -> Views:
+    """Reads the label columns and divides the samples.
+
+    Raises:
+        InputError: a split or label column is missing, label columns disagree about the classes, a training label is
+            missing for a whole class, or there is only one class.
+    """
+    given = dataset.labels(config.labels)
+    digests = {"dataset.samples": dataset.digest}
+    digests[f"dataset.labels.{config.labels}"] = dataset.labels_digest(config.labels)
+    clean = None
+    if config.clean_labels is not None:
+        column = dataset.labels(config.clean_labels)
+        if column.class_names != given.class_names:
+            raise InputError(
+                f"label columns {config.labels!r} and {config.clean_labels!r} of {dataset.path} differ in their classes: "
+                f"{list(given.class_names)} and {list(column.class_names)}"
+            )
+        clean = column.dense(len(dataset))
+        digests[f"dataset.labels.{config.clean_labels}"] = dataset.labels_digest(config.clean_labels)
+    if len(given.class_names) < 2:
+        raise InputError(f"{dataset.path}: one class only ({given.class_names[0]!r}); a classifier needs at least two")
+    labels = given.dense(len(dataset))
+    train = dataset.split_indices(config.train_split)
+    if config.holdout is None:
+        val = dataset.split_indices(config.val_split)
+    else:
+        train, val = holdout(labels, train, config.holdout, rng_seed)
+    absent = np.setdiff1d(np.arange(len(given.class_names)), labels[train])
+    if absent.size:
+        names = ", ".join(repr(given.class_names[c]) for c in absent)
+        raise InputError(f"{dataset.path}: {config.labels!r} labels no sample of {config.train_split!r} as {names}")
+    if not (labels[val] != NO_LABEL).any():
+        raise InputError(f"{dataset.path}: no validation sample has a label in {config.labels!r}; set data.holdout")
+    return Views(
+        dataset=dataset,
+        class_names=given.class_names,
+        train=train,
+        val=val,
+        test=dataset.split_indices(config.test_split),
+        labels=labels,
+        clean=clean,
+        held_out=config.holdout is not None,
+        digests=digests,
+    )

@@ -1,0 +1,131 @@
+"""What every stage that computes needs: the processes, the dataset's views, the loader; and what identifies a stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from twostage.config import Config
+from twostage.data import plan
+from twostage.data.dataset import Dataset
+from twostage.data.loader import ImageLoader, open_loader
+from twostage.data.schema import InputError
+from twostage.data.views import Views, open_views
+from twostage.models import build_model
+from twostage.runtime.world import World, agree, start
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open run."""
+
+    config: Config
+    accelerator: Accelerator
+    world: World
+    views: Views
+    loader: ImageLoader
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.run.dir
+
+    def say(self, line: str) -> None:
+        """Prints a line, once however many processes there are."""
+        if self.world.is_main:
+            print(line, flush=True)
+
+    def table(self, values: Any) -> torch.Tensor:
+        """A per-sample table on the device, to be gathered from by sample index."""
+        return torch.as_tensor(values, device=self.world.device)
+
+    def new_model(self) -> nn.Module:
+        """The configured network with new weights that follow from rng_seed alone, the same on every rank.
+
+        Raises:
+            InputError: no such network, or the factory does not fit.
+        """
+        torch.manual_seed(derived_seed(self.config.run.rng_seed, "weights"))
+        try:
+            model = build_model(
+                self.config.model.name,
+                num_classes=self.views.num_classes,
+                in_channels={"rgb": 3, "gray": 1}[self.config.augment.channels],
+                image_size=self.config.augment.size,
+                dropout=self.config.model.dropout,
+                input_noise=self.config.model.input_noise,
+            )
+        except (ValueError, ImportError) as error:
+            raise InputError(f"model.name: {error}") from error
+        layout = torch.channels_last if self.world.device.type == "cuda" else torch.contiguous_format
+        return model.to(device=self.world.device, memory_format=layout)
+
+    def seed_rank(self, purpose: str) -> None:
+        """Seeds what dropout and input noise draw from: differently on every rank, equally in every run."""
+        torch.manual_seed(derived_seed(self.config.run.rng_seed, purpose, self.world.rank))
+
+    def draws(self, batch_size: int, *, epoch: int, num_views: int) -> Callable[[int], npt.NDArray[np.float32]]:
+        """What augments this rank's slots of each global batch of an epoch, by step: (num_views, slots, 5)."""
+        rng_seed, world = self.config.run.rng_seed, self.world
+        slots = slice(world.rank * batch_size // world.size, (world.rank + 1) * batch_size // world.size)
+
+        def of_step(step: int) -> npt.NDArray[np.float32]:
+            return plan.draws(batch_size, rng_seed=rng_seed, epoch=epoch, step=step, num_views=num_views)[:, slots]
+
+        return of_step
+
+    def inputs(self, *sections: str, **more: Any) -> dict[str, Any]:
+        """All that a stage's result depends on, flat: the dataset's digests, configuration fields, and `more`."""
+        tree = {
+            "run.rng_seed": self.config.run.rng_seed,
+            "data": dataclasses.asdict(self.config.data),
+            "model": dataclasses.asdict(self.config.model),
+            "augment": dataclasses.asdict(self.config.augment),
+            "runtime.precision": self.config.runtime.precision,
+            "loader.window_shards": self.config.loader.window_shards,
+            **{name: dataclasses.asdict(getattr(self.config, name)) for name in sections},
+        }
+        tree["data"].pop("dataset")     # a dataset may be moved; its digest says whether it is the same
+        return {**self.views.digests, **flat(tree), **more}
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}, with values as JSON gives them back."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = json.loads(json.dumps(value, default=str))
+    return leaves
+
+
+def derived_seed(rng_seed: int, *purpose: object) -> int:
+    """A seed of its own for every purpose, so that no two uses of random numbers share a sequence."""
+    digest = hashlib.sha256(repr((rng_seed, *purpose)).encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+def open_session(config: Config) -> Session:
+    """Starts the processes' common run: dataset, views and loader, checked to be the same on every rank.
+
+    Raises:
+        InputError: dataset or labels are missing or damaged, or ranks were started with different configurations.
+    """
+    accelerator, world = start(config.runtime)
+    dataset = Dataset.open(config.data.dataset)
+    views = open_views(dataset, config.data, config.run.rng_seed)
+    agree(json.dumps(flat(dataclasses.asdict(config)), sort_keys=True), "configuration", world)
+    agree(json.dumps(views.digests, sort_keys=True), "dataset", world)
+    loader = open_loader(dataset, config.augment, config.loader, world.device)
+    return Session(config=config, accelerator=accelerator, world=world, views=views, loader=loader)

@@ -1,0 +1,133 @@
+"""What a training loop carries from step to step besides weights, and how all of it is saved and found again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from twostage.config import PlateauConfig, RuntimeConfig
+from twostage.runtime import checkpoint
+from twostage.runtime.optimizers import Plateau
+from twostage.runtime.world import World, all_reduce_sum, average_batchnorm
+
+
+class Meter:
+    """Means of a few values over the steps since the last look; kept on the device so that no step waits for it."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.names = names
+        self.sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
+
+    def add(self, *values: torch.Tensor) -> None:
+        """Adds one step's values, in the order of `names`."""
+        self.sums += torch.stack([*(v.detach().double() for v in values), self.sums.new_ones(())])
+
+    def means(self, world: World) -> dict[str, float]:
+        """Means over the steps and all ranks since the last call, which begins anew."""
+        *sums, count = all_reduce_sum(self.sums, world).tolist()
+        self.sums = torch.zeros_like(self.sums)
+        return {name: total / count for name, total in zip(self.names, sums, strict=True)} if count else {}
+
+
+@dataclass
+class TrainingState:
+    """Position in the plan, learning-rate state, best weights so far, and the meter."""
+
+    model: nn.Module
+    """without any wrapper for distributed training"""
+    optimizer: torch.optim.Optimizer
+    plateau: Plateau
+    meter: Meter
+    scaler: torch.amp.GradScaler | None = None
+    epoch: int = 0
+    step: int = 0
+    """of the epoch: the next one to be taken"""
+    total_steps: int = 0
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    """copy of the weights with the best validation accuracy"""
+
+    @classmethod
+    def new(
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plateau: PlateauConfig,
+        meter: Meter,
+        scaler: torch.amp.GradScaler | None,
+    ) -> TrainingState:
+        return cls(model=model, optimizer=optimizer, plateau=Plateau(plateau), meter=meter, scaler=scaler)
+
+    def set_lr(self, lr: float) -> float:
+        """Sets the epoch's learning rate, which plateaus may have lowered since; returns it."""
+        lr = max(self.plateau.config.min_lr, lr * self.plateau.lr_scale)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def advance(self, *values: torch.Tensor) -> None:
+        """Notes that a step was taken, with the values for the meter."""
+        self.meter.add(*values)
+        self.step += 1
+        self.total_steps += 1
+
+    def checkpoint_due(self, runtime: RuntimeConfig, steps: int) -> bool:
+        """Whether a checkpoint is to be written here; not after an epoch's last step, as validation comes first."""
+        every = runtime.checkpoint_steps
+        return bool(every) and self.total_steps % every == 0 and self.step < steps
+
+    def end_epoch(self, accuracy: float) -> None:
+        """Takes note of an epoch's validation accuracy: learning rate, best weights; moves to the next epoch."""
+        self.plateau.step(accuracy)
+        if self.plateau.is_best:
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.epoch, self.step = self.epoch + 1, 0
+
+    def save(self, folder: Path, runtime: RuntimeConfig, rng_seed: int, world: World) -> None:
+        """Writes a checkpoint; BatchNorm statistics are averaged over the ranks first, as one copy is kept."""
+        average_batchnorm(self.model, world)
+        checkpoint.save(
+            folder / "checkpoints",
+            step=self.total_steps,
+            model=self.model,
+            optimizer=self.optimizer,
+            extra_tensors={"meter": all_reduce_sum(self.meter.sums, world), **_prefixed("best.", self.best)},
+            state={
+                "epoch": self.epoch,
+                "step": self.step,
+                "plateau": self.plateau.state_dict(),
+                "rng_seed": rng_seed,
+            },
+            world=world,
+            keep=runtime.keep_checkpoints,
+            scaler_state=self.scaler.state_dict() if self.scaler is not None else None,
+        )
+
+    def resume(self, folder: Path, world: World) -> int | None:
+        """Goes back to the newest valid checkpoint, if there is any; returns its total step.
+
+        Raises:
+            InputError: there are checkpoints, but none is valid, or the model does not fit.
+        """
+        found = checkpoint.load_newest(folder / "checkpoints")
+        if found is None:
+            return None
+        found.restore(self.model, self.optimizer, world, self.scaler)
+        self.total_steps = found.step
+        self.epoch, self.step = found.state["epoch"], found.state["step"]
+        self.plateau.load_state_dict(found.state["plateau"])
+        tensors = found.tensors()
+        # the meter was summed over all ranks: one rank goes on with the sum, the others from zero
+        self.meter.sums = tensors["meter"].to(world.device) * (1.0 if world.is_main else 0.0)
+        self.best = {name.removeprefix("best."): v.to(world.device) for name, v in tensors.items() if name != "meter"}
+        return found.step
+
+    def kept_weights(self, select: str) -> dict[str, torch.Tensor]:
+        """The weights that the stage hands on: the best by validation accuracy, or the last."""
+        return self.best if select == "best" and self.best else self.model.state_dict()
+
+
+def _prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}

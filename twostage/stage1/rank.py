@@ -1,0 +1,103 @@
+"""Stage 1, second step: the trained network scores every sample by P(given label | image) (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from twostage.data import plan
+from twostage.data.schema import file_digest
+from twostage.runtime import stage
+from twostage.runtime.checkpoint import load_weights
+from twostage.runtime.evaluation import probabilities
+from twostage.runtime.session import Session
+from twostage.runtime.tracking import Progress
+from twostage.runtime.world import barrier
+
+BATCHES_PER_ROW_GROUP = 64
+
+
+def part_schema(num_classes: int) -> pa.Schema:
+    """Columns of a part. `score` is the probability of the given label, 0 for a sample without one."""
+    return pa.schema(
+        [
+            ("index", pa.int64()),
+            ("label", pa.int64()),
+            ("predicted", pa.int64()),
+            ("score", pa.float32()),
+            ("probs", pa.list_(pa.float32(), num_classes)),
+            ("held_out", pa.bool_()),
+        ]
+    )
+
+
+def rank(session: Session, folder: Path, model_folder: Path) -> None:
+    """Scores the training split, held-out samples included, each sample once; one Parquet part per process.
+
+    Samples come in fixed batches whatever the number of processes, so that every score is the same bit for bit.
+
+    Raises:
+        InputError: `folder` was begun with other inputs, or the weights do not fit the configured network.
+    """
+    views, world = session.views, session.world
+    weights = model_folder / "model.safetensors"
+    inputs = session.inputs(**stage.plain(session.config.rank, "rank."), weights=file_digest(weights))
+    if stage.done(folder, inputs):
+        session.say(f"{folder.name}: already done")
+        return
+    stage.begin(folder, inputs, world)
+
+    model = session.new_model()
+    load_weights(weights, model)
+    scored = np.sort(np.concatenate([views.train, views.val])) if views.held_out else views.train
+    held_out = np.isin(scored, views.val)
+    batches = plan.fixed_batches(scored, session.config.rank.batch_size)
+    share = plan.rank_range(len(batches), world.rank, world.size)
+    part = folder / f"part-{world.rank:05d}-of-{world.size:05d}.parquet"
+    if world.is_main:
+        for stale in folder.glob("*part-*"):
+            stale.unlink()
+    barrier(world)
+
+    progress = Progress(folder.name, 1, "pass", world)
+    progress.start_epoch(0, len(share), 0)
+    aside = part.with_name(f".{part.name}.tmp")
+    with pq.ParquetWriter(aside, part_schema(views.num_classes), compression="zstd") as writer:
+        rows: list[pa.RecordBatch] = []
+        for index, probs in probabilities(
+            model, session.loader, [batches[number] for number in share], session.accelerator
+        ):
+            rows.append(_rows(index, probs, views.labels[index], held_out[np.searchsorted(scored, index)]))
+            progress.step(len(index), session.loader.data_wait)
+            if len(rows) == BATCHES_PER_ROW_GROUP:
+                writer.write_table(pa.Table.from_batches(rows))
+                rows = []
+        writer.write_table(pa.Table.from_batches(rows, part_schema(views.num_classes)))
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    aside.replace(part)
+    barrier(world)
+    progress.close()
+    stage.finish(folder, inputs, {"samples": len(scored), "parts": world.size}, world)
+
+
+def _rows(
+    index: plan.Indices, probs: torch.Tensor, label: plan.Indices, held_out: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> pa.RecordBatch:
+    table = probs.cpu().numpy()
+    given = np.where(label < 0, 0, label)
+    score = np.where(label < 0, np.float32(0), table[np.arange(len(index)), given])
+    columns = [
+        pa.array(index),
+        pa.array(label),
+        pa.array(table.argmax(axis=1)),
+        pa.array(score.astype(np.float32)),
+        pa.FixedSizeListArray.from_arrays(pa.array(table.reshape(-1)), table.shape[1]),
+        pa.array(held_out),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=part_schema(table.shape[1]))

@@ -1,0 +1,127 @@
+"""Stage 2: train on with all images, but only with the labels that stage 1 kept (paper, section 3.2, Algorithm 1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from twostage.data import plan
+from twostage.data.schema import NO_LABEL, InputError, file_digest
+from twostage.ramps import ramp_down, sigmoid_ramp_up
+from twostage.runtime import stage, tracking
+from twostage.runtime.checkpoint import load_weights, save_weights
+from twostage.runtime.evaluation import accuracy_on
+from twostage.runtime.optimizers import make_optimizer
+from twostage.runtime.session import Session
+from twostage.runtime.state import Meter, TrainingState
+from twostage.runtime.world import average_batchnorm
+from twostage.stage2.pi_model import pi_losses
+
+
+def train(session: Session, folder: Path, mined: Path, weights: Path) -> None:
+    """Trains with the Π-model; leaves `model.safetensors` and metrics in `folder`.
+
+    Args:
+        mined: folder with stage 1's `seeds.parquet` and, where validation labels are noisy, `val.parquet`.
+        weights: stage 1's `model.safetensors`, which training continues from unless `train.init` is scratch.
+
+    Raises:
+        InputError: `folder` was begun with other inputs, or the global batch does not divide among the processes.
+    """
+    config, views, world, accelerator = session.config.train, session.views, session.world, session.accelerator
+    rng_seed, runtime = session.config.run.rng_seed, session.config.runtime
+
+    seeds, val, val_labels = _mined_labels(session, mined)
+    unlabeled = np.setdiff1d(views.train, np.flatnonzero(seeds != NO_LABEL))
+    inputs = session.inputs(
+        "train", weights=file_digest(weights), seeds=file_digest(mined / "seeds.parquet"), num_val=len(val)
+    )
+    if stage.done(folder, inputs):
+        session.say(f"{folder.name}: already done")
+        return
+    stage.begin(folder, inputs, world)
+
+    model = session.new_model()
+    if config.init == "stage1":
+        load_weights(weights, model)
+    optimizer = make_optimizer(model, config.optimizer)
+    network, prepared = accelerator.prepare(model, optimizer)
+    meter = Meter(("train/loss", "train/cross_entropy", "train/consistency"), world.device)
+    state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler)
+    session.seed_rank(folder.name)
+    resumed = state.resume(folder, world)
+    tracking.start_tracking(accelerator, folder, resumed)
+    label_table = session.table(seeds)
+    progress = tracking.Progress(folder.name, config.sub_epochs, "sub-epoch", world)
+
+    while state.epoch < config.sub_epochs and not state.plateau.should_stop:
+        batches = plan.labeled_unlabeled_batches(
+            np.flatnonzero(seeds != NO_LABEL),
+            unlabeled,
+            batch_size=config.batch_size,
+            rng_seed=rng_seed,
+            epoch=state.epoch,
+            labeled_labels=seeds if config.balance_labeled else None,
+            unlabeled_labels=views.labels if config.balance_unlabeled else None,
+            shard=views.dataset.shard,
+            window_shards=session.config.loader.window_shards,
+        )
+        mine = plan.rank_slice(batches, world.rank, world.size)
+        draws = session.draws(config.batch_size, epoch=state.epoch, num_views=2)
+        network.train()
+        lr = state.set_lr(config.optimizer.lr * ramp_down(config.sub_epochs - state.epoch, config.ramp_down))
+        consistency_weight = config.consistency_weight * sigmoid_ramp_up(state.epoch, config.ramp_up)
+        progress.start_epoch(state.epoch, len(mine), state.step)
+
+        for (images_a, images_b), index in session.loader.batches(
+            mine, training=True, num_views=2, draws=draws, first_step=state.step
+        ):
+            labels = label_table[index]
+            with accelerator.autocast():
+                supervised, consistency = pi_losses(network, images_a, images_b, labels, reduction=config.reduction)
+            loss = supervised + consistency_weight * consistency
+            accelerator.backward(loss)
+            prepared.step()
+            prepared.zero_grad()
+
+            state.advance(loss, supervised, consistency)
+            progress.step(len(index) * world.size, session.loader.data_wait)
+            if state.total_steps % runtime.log_steps == 0:
+                rates = progress.rates(session.loader)
+                tracking.log(accelerator, {**state.meter.means(world), **rates}, state.total_steps, state.epoch)
+            if state.checkpoint_due(runtime, len(mine)):
+                state.save(folder, runtime, rng_seed, world)
+
+        average_batchnorm(model, world)
+        accuracy = accuracy_on(model, session.loader, val, val_labels, accelerator=accelerator, world=world)
+        values = {
+            **state.meter.means(world),
+            "train/learning_rate": lr,
+            "train/consistency_weight": consistency_weight,
+            "val/accuracy": accuracy,
+        }
+        tracking.log(accelerator, values, state.total_steps, state.epoch)
+        progress.end_epoch(values)
+        state.end_epoch(accuracy)
+        state.save(folder, runtime, rng_seed, world)
+
+    if world.is_main:
+        save_weights(folder / "model.safetensors", state.kept_weights(config.select))
+    tracking.stop_tracking(accelerator)
+    stage.finish(folder, inputs, {"sub_epochs": state.epoch, "val_accuracy": state.plateau.best}, world)
+
+
+def _mined_labels(session: Session, mined: Path) -> tuple[plan.Indices, plan.Indices, plan.Indices]:
+    """Dense seed labels, the validation view and its dense labels."""
+    views = session.views
+    if not (mined / "done.json").exists():
+        raise InputError(f"{mined} holds no mined labels: run `twostage mine` first")
+    table = pq.read_table(mined / "seeds.parquet", columns=["index", "label"])
+    seeds = np.full(len(views.dataset), NO_LABEL, dtype=np.int64)
+    seeds[table["index"].to_numpy()] = table["label"].to_numpy()
+    refined = mined / "val.parquet"
+    if not refined.exists():
+        return seeds, views.val, views.labels
+    return seeds, pq.read_table(refined, columns=["index"])["index"].to_numpy(), views.labels

@@ -1,0 +1,204 @@
+"""One function per verb of the command line: which stage reads and writes which folder of the run.
+
+Modules that need torch are imported inside the functions, so that `mine` and `report` start without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from twostage.config import Config
+from twostage.data.schema import InputError, file_digest, write_aside, write_json
+
+if TYPE_CHECKING:
+    from twostage.runtime.session import Session
+
+TITLES = {
+    "baseline_cross_entropy": "cross-entropy",
+    "baseline_balanced_cross_entropy": "balanced cross-entropy",
+    "pretrain": "balanced cross-entropy (stage 1)",
+    "train": "two-stage",
+}
+
+
+def pretrain(config: Config) -> int:
+    """Stage 1, first step: train on the noisy labels."""
+    session = _open(config)
+    _pretrain(session)
+    session.say(f"pretrain: weights in {config.run.dir / 'pretrain' / 'model.safetensors'}; next: `twostage rank`")
+    return 0
+
+
+def rank(config: Config) -> int:
+    """Stage 1, second step: score every sample."""
+    session = _open(config)
+    _rank(session)
+    session.say(f"rank: scores in {config.run.dir / 'rank'}; next: `twostage mine`")
+    return 0
+
+
+def mine(config: Config) -> int:
+    """Stage 1, third step: keep the labels that are very likely right. Needs no torch."""
+    _mine(config)
+    _write_config(config)
+    print(f"mine: kept labels in {config.run.dir / 'mine' / 'seeds.parquet'}; next: `twostage train`")
+    return 0
+
+
+def train(config: Config) -> int:
+    """Stage 2: train on with all images and the kept labels."""
+    session = _open(config)
+    _train(session)
+    session.say(f"train: weights in {config.run.dir / 'train' / 'model.safetensors'}; next: `twostage evaluate`")
+    return 0
+
+
+def evaluate(config: Config) -> int:
+    """Test every trained model of the run."""
+    session = _open(config)
+    if not _evaluate(session):
+        raise InputError(f"{config.run.dir} holds no trained model: run `twostage pretrain` or `twostage run` first")
+    return 0
+
+
+def run(config: Config) -> int:
+    """The whole method: pretrain, rank, mine, train, evaluate; then the report."""
+    session = _open(config)
+    _pretrain(session)
+    _rank(session)
+    _on_main(session, lambda: _mine(config))
+    _train(session)
+    _baselines(session)
+    _evaluate(session)
+    if session.world.is_main:
+        _summarise(config)
+    return 0
+
+
+def report(config: Config) -> int:
+    """Write report.html from what the run folder holds."""
+    from twostage.report.html import write_report
+
+    print(f"report: {write_report(config.run.dir)}")
+    return 0
+
+
+VERBS: dict[str, Callable[[Config], int]] = {
+    function.__name__: function for function in (pretrain, rank, mine, train, evaluate, run, report)
+}
+
+
+def _open(config: Config) -> Session:
+    from twostage.runtime.session import open_session
+    from twostage.runtime.stage import environment
+
+    session = open_session(config)
+    if session.world.is_main:
+        _write_config(config)
+        write_json(config.run.dir / "environment.json", environment())
+    session.say(
+        f"{config.run.dir}: {session.world.size} process(es) on {session.world.device}, images by {session.loader.kind}"
+    )
+    return session
+
+
+def _write_config(config: Config) -> None:
+    config.run.dir.mkdir(parents=True, exist_ok=True)
+    tree = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    write_aside(config.run.dir / "config.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
+
+
+def _pretrain(session: Session) -> None:
+    from twostage.stage1.pretrain import pretrain
+
+    pretrain(session, session.run_dir / "pretrain", session.config.pretrain)
+
+
+def _rank(session: Session) -> None:
+    from twostage.stage1.rank import rank
+
+    rank(session, session.run_dir / "rank", session.run_dir / "pretrain")
+
+
+def _mine(config: Config) -> None:
+    from twostage.data.dataset import Dataset
+    from twostage.runtime import stage
+    from twostage.stage1.mine import mine
+
+    rank_dir, folder = config.run.dir / "rank", config.run.dir / "mine"
+    if not (rank_dir / "done.json").exists():
+        raise InputError(f"{rank_dir} holds no complete ranking: run `twostage rank` first")
+    dataset = Dataset.open(config.data.dataset)
+    labels = dataset.labels(config.data.labels)
+    clean = config.data.clean_labels and dataset.labels(config.data.clean_labels).dense(len(dataset))
+    inputs = {
+        **stage.plain(config.mine, "mine."),
+        **{part.name: file_digest(part) for part in sorted(rank_dir.glob("part-*.parquet"))},
+        "clean_labels": config.data.clean_labels and dataset.labels_digest(config.data.clean_labels),
+    }
+    if stage.done(folder, inputs):
+        print("mine: already done")
+        return
+    stage.begin(folder, inputs)
+    table, results = mine(rank_dir, folder, class_names=labels.class_names, config=config.mine, clean=clean or None)
+    stage.finish(folder, inputs, results)
+    print(table)
+
+
+def _train(session: Session) -> None:
+    from twostage.stage2.train import train
+
+    run_dir = session.run_dir
+    train(session, run_dir / "train", run_dir / "mine", run_dir / "pretrain" / "model.safetensors")
+
+
+def _baselines(session: Session) -> None:
+    from twostage.stage1.pretrain import pretrain
+
+    config = session.config.pretrain
+    for baseline in session.config.run.baselines:
+        balance = baseline == "balanced_cross_entropy"
+        if balance != config.balance:       # otherwise stage 1's own network is this baseline
+            folder = session.run_dir / f"baseline_{baseline}"
+            pretrain(session, folder, dataclasses.replace(config, balance=balance))
+
+
+def _evaluate(session: Session) -> dict[str, Any]:
+    from twostage.runtime.evaluation import evaluate
+
+    results = {}
+    for name in TITLES:
+        weights = session.run_dir / name / "model.safetensors"
+        if (session.run_dir / name / "done.json").exists():
+            results[name] = evaluate(session, session.run_dir / "evaluate" / name, weights)
+            session.say(f"{TITLES[name]:34s} {100 * results[name]['accuracy']:6.2f} % of the test images right")
+    return results
+
+
+def _on_main(session: Session, action: Callable[[], None]) -> None:
+    from twostage.runtime.world import barrier
+
+    if session.world.is_main:
+        action()
+    barrier(session.world)
+
+
+def _summarise(config: Config) -> None:
+    from twostage.report.html import write_report
+
+    run_dir = config.run.dir
+    summary: dict[str, Any] = {"models": {}}
+    for name, title in TITLES.items():
+        figures = run_dir / "evaluate" / name / "test.json"
+        if figures.exists():
+            accuracy = json.loads(figures.read_text())["accuracy"]
+            summary["models"][name] = {"title": title, "test_accuracy": accuracy}
+    summary["seeds"] = json.loads((run_dir / "mine" / "done.json").read_text())["results"]
+    write_json(run_dir / "summary.json", summary)
+    page = write_report(run_dir)
+    print(f"summary: {run_dir / 'summary.json'}\nreport:  {page}")
