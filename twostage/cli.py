@@ -34,7 +34,8 @@ def parse(verb: str, description: str, arguments: list[str]) -> Config:
         parsed = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
-    return _build(Config, parsed)
+    config: Config = _build(Config, parsed)
+    return config
 
 
 def _build(kind: type[Any], values: Any) -> Any:

@@ -165,7 +165,7 @@ def read_labels(dataset: Path, name: str) -> LabelColumn:
         class_names = tuple(json.loads(metadata["class_names"]))
         index = table["index"].to_numpy().astype(np.int64, copy=False)
         label = table["label"].to_numpy().astype(np.int64, copy=False)
-    except (pa.ArrowInvalid, KeyError, json.JSONDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:    # Arrow: OSError for damaged data
         raise InputError(f"{path} is not a label column of this format ({error}); write it again") from error
     wrong = np.flatnonzero((label < NO_LABEL) | (label >= len(class_names)))
     if wrong.size:
@@ -215,7 +215,7 @@ def read_marker(dataset: Path) -> dict[str, Any]:
     try:
         marker: dict[str, Any] = json.loads(path.read_text())
         kind, version = marker["format"], marker["version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:          # not JSON, not even text, or not an object
         raise InputError(f"{path} is damaged ({error}): build the dataset again") from error
     if kind != "twostage-dataset" or version != FORMAT_VERSION:
         raise InputError(f"{path}: format {kind!r} version {version}, this program reads version {FORMAT_VERSION}")

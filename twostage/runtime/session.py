@@ -67,8 +67,9 @@ class Session:
             )
         except (ValueError, ImportError) as error:
             raise InputError(f"model.name: {error}") from error
-        layout = torch.channels_last if self.world.device.type == "cuda" else torch.contiguous_format
-        return model.to(device=self.world.device, memory_format=layout)
+        if self.world.device.type == "cuda":
+            model = model.to(memory_format=torch.channels_last)    # type: ignore[call-overload]
+        return model.to(self.world.device)
 
     def seed_rank(self, purpose: str) -> None:
         """Seeds what dropout and input noise draw from: differently on every rank, equally in every run."""
@@ -86,16 +87,17 @@ class Session:
 
     def inputs(self, *sections: str, **more: Any) -> dict[str, Any]:
         """All that a stage's result depends on, flat: the dataset's digests, configuration fields, and `more`."""
+        data = dataclasses.asdict(self.config.data)
+        del data["dataset"]     # a dataset may be moved; its digest says whether it is the same
         tree = {
             "run.rng_seed": self.config.run.rng_seed,
-            "data": dataclasses.asdict(self.config.data),
+            "data": data,
             "model": dataclasses.asdict(self.config.model),
             "augment": dataclasses.asdict(self.config.augment),
             "runtime.precision": self.config.runtime.precision,
             "loader.window_shards": self.config.loader.window_shards,
             **{name: dataclasses.asdict(getattr(self.config, name)) for name in sections},
         }
-        tree["data"].pop("dataset")     # a dataset may be moved; its digest says whether it is the same
         return {**self.views.digests, **flat(tree), **more}
 
 

@@ -76,7 +76,7 @@ class TrainingState:
     def checkpoint_due(self, runtime: RuntimeConfig, steps: int) -> bool:
         """Whether a checkpoint is to be written here; not after an epoch's last step, as validation comes first."""
         every = runtime.checkpoint_steps
-        return bool(every) and self.total_steps % every == 0 and self.step < steps
+        return every is not None and self.total_steps % every == 0 and self.step < steps
 
     def end_epoch(self, accuracy: float) -> None:
         """Takes note of an epoch's validation accuracy: learning rate, best weights; moves to the next epoch."""
@@ -111,7 +111,7 @@ class TrainingState:
         Raises:
             InputError: there are checkpoints, but none is valid, or the model does not fit.
         """
-        found = checkpoint.load_newest(folder / "checkpoints")
+        found = checkpoint.load_newest(folder / "checkpoints", world)
         if found is None:
             return None
         found.restore(self.model, self.optimizer, world, self.scaler)

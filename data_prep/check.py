@@ -1,0 +1,182 @@
+"""Checks of one image before it is accepted, and its re-encoding where that is asked for.
+
+One image that cannot be decoded ends a whole DALI pipeline, and one small file can decode to gigabytes. So the
+caps are checked from the header, before a pixel is decoded, and what is accepted here DALI decodes as well.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data_prep.structure import exif_orientation, jpeg_fault, png_fault
+
+Image.MAX_IMAGE_PIXELS = None            # Pillow's own cap cannot be set per call; ours is checked from the header
+
+REASONS: Final = {
+    "missing": "there is no such file",
+    "no_class": "a file that lies in no class folder",
+    "outside": "the path, or a link in it, leads out of SOURCE (see --allow-outside)",
+    "unreadable": "not a regular file, or no permission to read it",
+    "empty": "0 bytes",
+    "too_large": "more bytes than --max-bytes",
+    "too_many_pixels": "more pixels than --max-pixels, by its header; nothing was decoded",
+    "format": "not a JPEG, PNG or WebP image",
+    "truncated": "the image data ends too early",
+    "damaged": "the image data cannot be decoded",
+}
+_FORMATS: Final = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
+_SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+_TRANSPOSE: Final = {                   # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class RejectionError(Exception):
+    """An input that is not accepted: `reason` is a key of REASONS, `detail` is for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        assert reason in REASONS, reason
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is accepted."""
+
+    max_bytes: int
+    max_pixels: int
+    decode: bool
+    """decode each image completely; else only its header is read"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How accepted images are written anew."""
+
+    image_format: Literal["jpeg", "png", "webp"]
+    short_side: int | None
+    """pixels; a larger image is reduced to this, a smaller one keeps its size"""
+    quality: int
+    """1..100, of JPEG and WebP"""
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """An accepted image."""
+
+    data: bytes
+    image_format: str
+    """as in schema.EXTENSIONS"""
+    width: int
+    """pixels, after EXIF orientation"""
+    height: int
+
+
+def check_image(data: bytes, limits: Limits, encoding: Encoding | None = None) -> CheckedImage:
+    """Checks an image's bytes; keeps them as they are, or encodes the image anew with EXIF orientation applied.
+
+    Raises:
+        RejectionError: the image is not accepted, and why.
+        MemoryError: says nothing of the image, so it is not a rejection.
+    """
+    if not data:
+        raise RejectionError("empty", "0 bytes")
+    if len(data) > limits.max_bytes:
+        raise RejectionError("too_large", f"{len(data)} bytes, the limit is {limits.max_bytes}")
+    with _open(data) as image:
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise RejectionError("too_many_pixels", f"{width} x {height} pixels, the limit is {limits.max_pixels}")
+        image_format = _FORMATS[str(image.format)]
+        if encoding is not None:
+            return _encode(image, encoding)
+        if limits.decode:
+            # A JPEG's integrity lies in its entropy code, which is decoded in full at any scale; at 1/8 the rest
+            # (inverse DCT, colour) costs little.
+            image.draft(None, (1, 1))
+            _decode(image)
+        fault = {"jpeg": jpeg_fault, "png": png_fault}.get(image_format)
+        if fault is not None and (text := fault(data)):
+            raise RejectionError("truncated" if text.startswith("ends") else "damaged", text)
+        if exif_orientation(image.info.get("exif")) >= 5:
+            width, height = height, width
+        return CheckedImage(data, image_format, width, height)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Reads the header."""
+    try:
+        return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+    except UnidentifiedImageError as error:
+        if data.startswith(_SIGNATURES):
+            raise RejectionError("damaged", "the header cannot be read") from error
+        raise RejectionError("format", f"begins with the bytes {data[:8].hex(' ')}") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's readers raise nearly anything on hostile data: OSError, SyntaxError, ValueError, struct.error, ...
+        raise _rejection(error) from error
+
+
+def _decode(image: Image.Image) -> None:
+    """Decodes all pixels."""
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _rejection(error) from error
+
+
+def _rejection(error: Exception) -> RejectionError:
+    text = f"{type(error).__name__}: {error}"
+    return RejectionError("truncated" if "runcated" in text else "damaged", text)
+
+
+def _encode(image: Image.Image, encoding: Encoding) -> CheckedImage:
+    """Orientation applied, then reduced, then written as RGB (or gray, if it is gray) without metadata."""
+    scale = 1.0
+    if encoding.short_side is not None:
+        scale = min(1.0, encoding.short_side / min(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    if scale < 0.5:                      # JPEG only: decodes at 1/2, 1/4, 1/8, but no less than twice the final size
+        image.draft(None, (size[0] * 2, size[1] * 2))
+    _decode(image)
+    turn = _TRANSPOSE.get(exif_orientation(image.info.get("exif")))
+    plain = _eight_bits(image)
+    if plain.size != size:
+        plain = plain.resize(size, Image.Resampling.LANCZOS)
+    if turn is not None:
+        plain = plain.transpose(turn)
+    plain.info.clear()                   # else EXIF, ICC profile and comments would be written again
+    buffer = io.BytesIO()
+    match encoding.image_format:
+        case "jpeg":
+            plain.save(buffer, "JPEG", quality=encoding.quality, subsampling="4:2:0", progressive=False)
+        case "webp":
+            plain.save(buffer, "WEBP", quality=encoding.quality, method=4)
+        case "png":
+            plain.save(buffer, "PNG")
+    return CheckedImage(buffer.getvalue(), encoding.image_format, plain.width, plain.height)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image as RGB or L; transparency is dropped, as DALI does."""
+    if image.mode.startswith("I"):       # 16-bit gray PNG: convert() would clip at 255
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("L", "1", "LA"):
+        return image.convert("L")
+    return image.convert("RGB")

@@ -1,0 +1,86 @@
+"""What DALI minds in an image file and Pillow does not, found by decoding damaged files with both.
+
+Pure functions on the bytes of a file that Pillow has already opened.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Final
+
+_EXIF_HEADER: Final = b"Exif\0\0"
+_ORIENTATION: Final = 0x0112
+_ENTRY_TYPES: Final = {1: "B", 3: "H", 4: "I"}       # EXIF type -> struct code: BYTE, SHORT, LONG
+
+
+def jpeg_fault(data: bytes) -> str:
+    """Says what is wrong with the marker segments up to the first scan, or "".
+
+    libjpeg skips bytes between segments, DALI's parser fails. Two EXIF segments with different orientations
+    make DALI 2.4 crash (the shape is taken from one, the pixels from the other).
+    """
+    position, num_exif = 2, 0
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            return f"no marker at byte {position}"
+        marker = data[position + 1]
+        if marker == 0xFF:                           # fill byte
+            position += 1
+            continue
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # stands without a length, so not between these segments
+            return f"marker 0xff{marker:02x} at byte {position}, before the first scan"
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if length < 2:
+            return f"a segment of length {length} at byte {position}"
+        if marker == 0xDA:                           # start of scan
+            return ""
+        if marker == 0xE1 and data.startswith(_EXIF_HEADER, position + 4):
+            num_exif += 1
+            if num_exif > 1:
+                return "more than one EXIF segment"
+        position += 2 + length
+    return "ends before the first scan"
+
+
+def png_fault(data: bytes) -> str:
+    """Says which needed chunk of a PNG file is damaged or missing, or ""; Pillow does not read the last ones."""
+    position = 8
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            break
+        if kind[:1].isupper():                       # a chunk that a decoder needs
+            (crc,) = struct.unpack_from(">I", data, end - 4)
+            if zlib.crc32(memoryview(data)[position + 4 : end - 4]) != crc:
+                return f"the check sum of the chunk at byte {position} is wrong"
+            if kind == b"IEND":
+                return ""
+        position = end
+    return "ends before the IEND chunk"
+
+
+def exif_orientation(exif: object) -> int:
+    """EXIF orientation, 1..8, of an EXIF block as Pillow hands it out; 1 if there is none or it cannot be read.
+
+    Not by Pillow's `getexif`: it also looks into XMP, and does not know an orientation that is stored as a byte.
+    DALI does the opposite in both.
+    """
+    if not isinstance(exif, bytes):
+        return 1
+    tiff = exif.removeprefix(_EXIF_HEADER)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (num_entries,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
+            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+            if tag == _ORIENTATION and kind in _ENTRY_TYPES:
+                (value,) = struct.unpack_from(order + _ENTRY_TYPES[kind], tiff, entry + 8)
+                return value if 1 <= value <= 8 else 1
+    except struct.error:                             # cut short
+        pass
+    return 1

@@ -1,0 +1,41 @@
+"""The Π-model's step: both inputs in one forward pass over 2N images, against two passes over N."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from twostage.losses import consistency, cross_entropy
+from twostage.models import build_model
+from twostage.stage2.pi_model import pi_losses
+from tests.bench.timing import Comparison, alternate
+
+
+def two_passes(network: nn.Module, a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss of `pi_losses` by one forward pass for each input."""
+    logits_a, logits_b = network(a), network(b)
+    return cross_entropy(logits_a, labels) + consistency(logits_a, logits_b, reduction="sum")
+
+
+def one_pass(network: nn.Module, a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss of `pi_losses` itself."""
+    return sum(pi_losses(network, a, b, labels, reduction="sum"), torch.zeros(()))
+
+
+def compare() -> list[Comparison]:
+    """Seconds per step, forward and backward, for two networks of the paper."""
+    found = []
+    for name, channels, size, batch in (("mlp", 1, 28, 256), ("resnet14", 3, 32, 128)):
+        network = build_model(name, num_classes=10, in_channels=channels, image_size=size, dropout=0.2)
+        a, b = torch.randn(2, batch, channels, size, size)
+        labels = torch.randint(0, 10, (batch,))
+        labels[1::2] = -1
+
+        def step(loss, network=network, a=a, b=b, labels=labels):  # type: ignore[no-untyped-def]
+            network.zero_grad()
+            loss(network, a, b, labels).backward()
+
+        found.append(
+            alternate(f"Π step, {name}, N={batch}: one pass / two passes", lambda s=step: s(one_pass), lambda s=step: s(two_passes))
+        )
+    return found

@@ -1,0 +1,280 @@
+"""Reads the files of a run folder into plain arrays. What is missing or damaged becomes a note, never an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from twostage.data.dataset import Dataset
+from twostage.data.schema import InputError, file_digest, nearest
+from twostage.report.ranking import Ranking, read_ranking
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError, pa.ArrowException)
+
+TITLES: Final = {
+    "baseline_cross_entropy": "cross-entropy",
+    "baseline_balanced_cross_entropy": "balanced cross-entropy",
+    "pretrain": "balanced cross-entropy (stage 1)",
+    "train": "two-stage",
+    "finetune": "two-stage, fine-tuned",
+}
+"""models in the order of the report; other folders below evaluate/ follow under their own names"""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What one model did on the test split. Accuracies are shares 0..1; per-class values are NaN where unknown."""
+
+    name: str
+    title: str
+    accuracy: float
+    num_samples: int | None = None
+    per_class: Floats | None = None
+    """(num_classes,)"""
+    confusion: Indices | None = None
+    """(num_classes, num_classes) counts, row = true class, column = predicted class"""
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """What `mine` did with the labels of one class; threshold, purity and coverage are None where unknown."""
+
+    number: int
+    name: str
+    images: int
+    consistent: int
+    kept: int
+    threshold: float | None
+    purity: float | None
+    coverage: float | None
+
+
+@dataclass
+class Run:
+    """Everything that the report shows, as far as the run folder holds it."""
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+    tested: list[Tested] = field(default_factory=list)
+    curves: dict[str, dict[str, tuple[Floats, Floats]]] = field(default_factory=dict)
+    """stage -> metric -> (steps, values)"""
+    classes: list[ClassRow] = field(default_factory=list)
+    ranking: Ranking | None = None
+    dataset: Dataset | None = None
+    digests: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """in words, for the reader: what could not be read"""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class number, from whatever file knows them."""
+        named = [model.class_names for model in self.tested if model.class_names]
+        return named[0] if named else tuple(row.name for row in self.classes)
+
+    def class_name(self, number: int) -> str:
+        """A class's name, or its number in words where no file names it."""
+        names = self.class_names
+        return names[number] if 0 <= number < len(names) else f"class {number}"
+
+    def read(self, path: Path, parse: Callable[[Path], Any]) -> Any:
+        """parse(path), or None: silently where there is no such file, with a note where it is damaged."""
+        if not path.exists():
+            return None
+        try:
+            return parse(path)
+        except (*DAMAGE, InputError) as error:
+            self.notes.append(f"{_place(path, self.path)} cannot be read: {' '.join(str(error).split())}")
+            return None
+
+
+def collect(path: Path) -> Run:
+    """Reads a run folder.
+
+    Raises:
+        InputError: there is no such folder, or it holds nothing of a run.
+    """
+    if not path.is_dir():
+        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        raise InputError(f"no run folder {path}; {nearest(path.name, siblings)}")
+    if not any((path / name).exists() for name in ("config.yaml", "summary.json", "rank", "mine", "evaluate", *TITLES)):
+        raise InputError(f"{path} holds no run (no config.yaml): `twostage run --config … --run.dir {path}` makes one")
+    run = Run(path)
+    run.config_text = run.read(path / "config.yaml", lambda p: p.read_text()) or ""
+    config = run.read(path / "config.yaml", lambda p: yaml.safe_load(p.read_text()))
+    run.config = config if isinstance(config, dict) else {}
+    environment = run.read(path / "environment.json", _json)
+    run.environment = environment if isinstance(environment, dict) else {}
+    run.tested = _tested(run)
+    for stage in _ordered(p.parent.name for p in path.glob("*/metrics.jsonl")):
+        run.curves[stage] = run.read(path / stage / "metrics.jsonl", read_metrics) or {}
+    run.classes = run.read(path / "mine" / "classes.parquet", _classes) or []
+    run.digests = _recorded_digests(run)
+    run.dataset = _dataset(run)
+    run.ranking = _ranking(run)
+    files = [*(f"{name}/model.safetensors" for name in TITLES), "mine/seeds.parquet", "mine/val.parquet"]
+    run.digests |= {name: file_digest(path / name) for name in files if (path / name).exists()}
+    return run
+
+
+def title_of(run: Run, model: str) -> str:
+    """What a model is called in the report; stage 1's own network need not be class-balanced."""
+    if model == "pretrain" and setting(run, "pretrain", "balance") is False:
+        return "cross-entropy (stage 1)"
+    return TITLES.get(model, model)
+
+
+def setting(run: Run, section: str, name: str) -> Any:
+    """A field of config.yaml, None where it is not there."""
+    values = run.config.get(section)
+    return values.get(name) if isinstance(values, dict) else None
+
+
+def read_metrics(path: Path) -> dict[str, tuple[Floats, Floats]]:
+    """Reads metrics.jsonl: metric -> (steps, values), steps increasing.
+
+    A line that a crash cut short is left out; of a step that was run again after a crash, the later value counts.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            step = int(record["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                values.setdefault(name, {})[step] = float(value)
+    return {
+        name: (np.array(sorted(points), dtype=np.float64), np.array([points[s] for s in sorted(points)]))
+        for name, points in values.items()
+    }
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _place(path: Path, run: Path) -> str:
+    return str(path.relative_to(run)) if path.is_relative_to(run) else str(path)
+
+
+def _ordered(names: Any) -> list[str]:
+    order = list(TITLES)
+    return sorted(set(names), key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def _tested(run: Run) -> list[Tested]:
+    summary = run.read(run.path / "summary.json", _json)
+    models = summary.get("models") if isinstance(summary, dict) else None
+    models = models if isinstance(models, dict) else {}
+    found = []
+    for name in _ordered([*models, *(p.parent.name for p in run.path.glob("evaluate/*/test.json"))]):
+        title = title_of(run, name)
+        tested = run.read(run.path / "evaluate" / name / "test.json", partial(_test, name, title))
+        if tested is None and isinstance(models.get(name), dict):
+            accuracy = models[name].get("test_accuracy")
+            tested = Tested(name, title, float(accuracy)) if isinstance(accuracy, int | float) else None
+        if tested is not None:
+            found.append(tested)
+    return found
+
+
+def _test(name: str, title: str, path: Path) -> Tested:
+    figures = _json(path)
+    names = tuple(str(n) for n in figures.get("class_names") or ())
+    per_class = np.array(figures.get("per_class") or [], dtype=np.float64)
+    confusion = np.array(figures.get("confusion") or [], dtype=np.int64)
+    if per_class.size and per_class.shape != (len(names),):
+        raise ValueError(f"per_class has shape {per_class.shape} for {len(names)} class names")
+    if confusion.size and confusion.shape != (len(names), len(names)):
+        raise ValueError(f"confusion has shape {confusion.shape} for {len(names)} class names")
+    return Tested(
+        name=name,
+        title=title,
+        accuracy=float(figures["accuracy"]),
+        num_samples=int(figures["num_samples"]) if figures.get("num_samples") else None,
+        per_class=per_class if per_class.size else None,
+        confusion=confusion if confusion.size else None,
+        class_names=names,
+    )
+
+
+def _classes(path: Path) -> list[ClassRow]:
+    return [
+        ClassRow(
+            number=int(row["class"]),
+            name=str(row["name"]),
+            images=int(row["images"]),
+            consistent=int(row["consistent"]),
+            kept=int(row["kept"]),
+            threshold=row.get("threshold"),
+            purity=row.get("purity"),
+            coverage=row.get("coverage"),
+        )
+        for row in pq.read_table(path).to_pylist()
+    ]
+
+
+def _dataset(run: Run) -> Dataset | None:
+    """The dataset the run was made from, if it is still there and the same."""
+    named = setting(run, "data", "dataset")
+    if not named:
+        run.notes.append("config.yaml names no dataset, so there are no thumbnails.")
+        return None
+    path = Path(str(named))
+    try:
+        dataset = Dataset.open(path)
+    except (*DAMAGE, InputError) as error:
+        run.notes.append(f"The dataset cannot be opened, so there are no thumbnails: {error}")
+        return None
+    recorded = run.digests.get("dataset.samples")
+    if recorded and recorded != dataset.digest:
+        run.notes.append(
+            f"{path} has changed since the run began (SHA-256 {dataset.digest[:12]}…, the run recorded "
+            f"{recorded[:12]}…), so there are no thumbnails."
+        )
+        return None
+    return dataset
+
+
+def _ranking(run: Run) -> Ranking | None:
+    folder, seeds = run.path / "rank", run.path / "mine" / "seeds.parquet"
+    if not (folder / "done.json").exists():
+        return None
+    kept = run.read(seeds, lambda p: pq.read_table(p, columns=["index"])["index"].to_numpy())
+    ranking: Ranking | None = run.read(folder, lambda p: read_ranking(p, kept))
+    clean = setting(run, "data", "clean_labels")
+    if ranking is None or run.dataset is None or not clean:
+        return ranking
+    dataset = run.dataset
+    if len(ranking.index) and ranking.index[-1] >= len(dataset):
+        run.notes.append("The ranking does not belong to the dataset that config.yaml names.")
+        run.dataset = None
+        return ranking
+    column = run.read(dataset.path, lambda _: dataset.labels(str(clean)))
+    return ranking if column is None else replace(ranking, truth=column.dense(len(dataset))[ranking.index])
+
+
+def _recorded_digests(run: Run) -> dict[str, str]:
+    """What the stages wrote down about the dataset that they were begun with."""
+    found: dict[str, str] = {}
+    for marker in sorted([*run.path.glob("*/inputs.json"), *run.path.glob("*/done.json")]):
+        inputs = run.read(marker, lambda p: _json(p)["inputs"]) or {}
+        found |= {k: v for k, v in inputs.items() if k.startswith("dataset.") and isinstance(v, str)}
+    return found
+

@@ -1,0 +1,175 @@
+"""Puts the report together: one HTML file that opens offline and can be mailed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+
+from twostage.data.schema import write_aside
+from twostage.report.collect import Run, collect, setting, title_of
+from twostage.report.figures import Line, Picture, curve_panel, ranking_panel
+from twostage.report.gallery import gallery
+from twostage.report.tables import (
+    MODEL_COLOURS,
+    STAGES,
+    class_notes,
+    headlines,
+    lowest_tenth,
+    matrices,
+    number,
+    per_class,
+    percent,
+    points,
+    reference,
+    seed_totals,
+    share,
+)
+
+MAX_CLASSES_SHOWN: Final = 60       # with a ranking curve and a strip of images
+PANELS: Final = {       # metric -> (title, what stage it is drawn for, whether it is a share)
+    "train/loss": ("Training loss", ("stage 1", "stage 2"), False),
+    "train/cross_entropy": ("Cross-entropy of the kept labels", ("stage 2",), False),
+    "train/consistency": ("Consistency loss, all images", ("stage 2",), False),
+    "train/consistency_weight": ("Consistency weight", ("stage 2",), False),
+    "val/accuracy": ("Validation accuracy", ("stage 1", "stage 2"), True),
+    "train/learning_rate": ("Learning rate", ("stage 1", "stage 2"), False),
+    "train/data_wait": ("Time spent waiting for data", ("stage 1", "stage 2"), True),
+    "train/images_per_second": ("Images per second", ("stage 1", "stage 2"), False),
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of the learning curves."""
+
+    title: str
+    picture: Picture
+    legend: list[tuple[str, str]]
+    """(title, colour) of each curve"""
+
+
+def write_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Writes the report of a run to `out`, `run_dir`/report.html by default, and returns its path.
+
+    Reads files only: those of the run folder, and image bytes of the dataset that its config.yaml names. The same files
+    give the same bytes. What the run does not hold yet is said in the report.
+
+    Raises:
+        InputError: there is no such folder, or it holds nothing of a run.
+        OSError: the report cannot be written.
+    """
+    run = collect(run_dir)
+    path = out or run_dir / "report.html"
+    write_aside(path, render(run).encode())
+    return path
+
+
+def render(run: Run) -> str:
+    """The whole page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,            # of everything: the name of this template would not turn it on by itself
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "points": points, "number": number, "share": share}
+    shown = _shown_classes(run)
+    classes = per_class(run.tested)
+    strips = gallery(run, run.ranking, run.dataset, shown) if run.ranking and run.dataset else []
+    context = {
+        "run": run,
+        "title": run.path.resolve().name,
+        "setting": lambda section, name: setting(run, section, name),
+        "headlines": headlines(run.tested),
+        "reference": reference(run.tested),
+        "colours": MODEL_COLOURS,
+        "seeds": seed_totals(run),
+        "class_notes": class_notes(run.tested),
+        "classes": classes,
+        "floor": lowest_tenth([value for row in classes for _, _, value in row.accuracies]),
+        "rankings": _rankings(run, shown),
+        "strips": strips,
+        "panels": {stage: _panels(run, stage, names) for stage, names in STAGES.items()},
+        "matrices": matrices(run),
+        "environment": flat(run.environment),
+        "missing": _missing(run),
+        "hidden_classes": max(0, len(run.classes) - len(shown)),
+    }
+    return environment.get_template("report.html.j2").render(context)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as lines ('packages.torch', '2.10'); what is unknown or empty is left out."""
+    lines: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            lines += flat(value, f"{prefix}{key}.")
+        elif value not in (None, [], ""):
+            lines.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return lines
+
+
+def _shown_classes(run: Run) -> list[int]:
+    """All classes; of very many, those of which the smallest shares of labels were kept."""
+    rows = run.classes
+    if not rows and run.ranking is not None:
+        return [int(c) for c in np.unique(run.ranking.label)[:MAX_CLASSES_SHOWN]]
+    doubtful = sorted(rows, key=lambda row: (row.kept / max(1, row.images), row.number))[:MAX_CLASSES_SHOWN]
+    return sorted(row.number for row in doubtful)
+
+
+def _rankings(run: Run, shown: list[int]) -> list[tuple[str, Picture]]:
+    ranking = run.ranking
+    if ranking is None:
+        return []
+    thresholds = {row.number: row.threshold for row in run.classes}
+    panels = []
+    for c in shown:
+        ours = ranking.label == c
+        right = None
+        if ranking.truth is not None and (ranking.truth[ours] >= 0).all():
+            right = ranking.truth[ours] == c
+        picture = ranking_panel(
+            ranking.score[ours], ranking.kept[ours], right, thresholds.get(c), class_name=run.class_name(c)
+        )
+        panels.append((run.class_name(c), picture))
+    return panels
+
+
+def _panels(run: Run, stage: str, names: tuple[str, ...]) -> list[Panel]:
+    panels = []
+    for metric, (title, stages, is_share) in PANELS.items():
+        lines = [
+            Line(title_of(run, name), *run.curves[name][metric], MODEL_COLOURS.get(name, "green"))
+            for name in names
+            if stage in stages and metric in run.curves.get(name, {})
+        ]
+        if lines:
+            picture = curve_panel(lines, title=f"{title}, {stage}", percent=is_share)
+            panels.append(Panel(title, picture, [(line.title, line.colour) for line in lines]))
+    return panels
+
+
+def _missing(run: Run) -> dict[str, str]:
+    """Section -> one line on what is not there, and what has to be run to have it."""
+    again = "run `twostage run` again, it does only what is missing"
+    tested = {model.name for model in run.tested}
+    balanced = setting(run, "pretrain", "balance") is not False     # otherwise stage 1 is the ordinary training itself
+    no_truth = run.ranking is not None and run.ranking.truth is None
+    lines = [
+        ("config", not run.config, "config.yaml is missing or damaged."),
+        ("tested", not tested, f"No model has been tested yet: {again}, or `twostage evaluate`."),
+        ("baseline", not any(name.startswith("baseline") for name in tested) and balanced,
+         "No baseline was tested; `run.baselines: [cross_entropy]` gives the difference against ordinary training."),
+        ("stage2", not tested & set(STAGES["stage 2"]), f"Stage 2 has no result yet: {again}."),
+        ("seeds", not run.classes, f"No labels have been mined yet: {again}."),
+        ("ranking", not run.ranking, "No complete ranking, so there are no ranking curves and no gallery."),
+        ("truth", no_truth, "No clean labels (`data.clean_labels`), so how many labels are right is not known."),
+        ("curves", not any(run.curves.values()), "No metrics have been written yet."),
+    ]
+    return {section: line for section, absent, line in lines if absent}

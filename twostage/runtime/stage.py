@@ -1,0 +1,182 @@
+"""When a stage is begun, when it is done, and with which inputs; and what it ran on. Imports no torch by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twostage.data.schema import InputError, write_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from twostage.runtime.world import World
+
+ABSENT = object()
+PACKAGES = ("twostage", "torch", "accelerate", "deepspeed", "numpy", "pyarrow", "safetensors", "pillow", "webdataset")
+
+
+def plain(config: DataclassInstance, prefix: str = "") -> dict[str, Any]:
+    """A configuration section as flat JSON: `{prefix}name: value`, sections inside it as `name.name`."""
+    leaves: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            leaves |= plain(value, f"{prefix}{field.name}.")
+        else:
+            leaves[prefix + field.name] = json.loads(json.dumps(value, default=str))
+    return leaves
+
+
+def done(folder: Path, inputs: dict[str, Any]) -> bool:
+    """Whether the stage in `folder` was finished with exactly these inputs.
+
+    Raises:
+        InputError: it was finished with other inputs; lists each that differs.
+    """
+    recorded = read_inputs(folder / "done.json")
+    if recorded is None:
+        return False
+    _compare(folder, recorded, inputs, "finished")
+    return True
+
+
+def begin(folder: Path, inputs: dict[str, Any], world: World | None = None) -> None:
+    """Notes in `folder` what the stage is begun with, or checks that it goes on with the same.
+
+    Raises:
+        InputError: it was begun with other inputs, a changed dataset say; lists each that differs.
+    """
+    recorded = read_inputs(folder / "inputs.json")
+    if recorded is not None:
+        _compare(folder, recorded, inputs, "begun")
+    _wait(world)
+    if recorded is None and (world is None or world.is_main):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "inputs.json", {"inputs": inputs})
+    _wait(world)
+
+
+def finish(folder: Path, inputs: dict[str, Any], results: dict[str, Any], world: World | None = None) -> None:
+    """Writes the marker that makes the stage done, last of all, after every rank has come here."""
+    _wait(world)
+    if world is None or world.is_main:
+        write_json(folder / "done.json", {"inputs": inputs, "results": results})
+    _wait(world)
+
+
+def read_inputs(path: Path) -> dict[str, Any] | None:
+    """The inputs that `inputs.json` or `done.json` records; None where there is no such file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return _read(path, "inputs")
+
+
+def read_results(path: Path) -> dict[str, Any] | None:
+    """The results that `done.json` records; None where there is no such file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return _read(path, "results")
+
+
+def _read(path: Path, part: str) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())[part]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}): delete the folder {path.parent} and run again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged (no {part}): delete the folder {path.parent} and run again")
+    return content
+
+
+def _wait(world: World | None) -> None:
+    if world is not None and world.size > 1:
+        from twostage.runtime.world import barrier  # needs torch
+
+        barrier(world)
+
+
+def _compare(folder: Path, recorded: dict[str, Any], inputs: dict[str, Any], verb: str) -> None:
+    now = json.loads(json.dumps(inputs))        # as it comes back from the file: tuples are lists
+    keys = [key for key in {**recorded, **now} if recorded.get(key, ABSENT) != now.get(key, ABSENT)]
+    if not keys:
+        return
+    changes = ", ".join(f"{key}: {_shown(recorded.get(key, ABSENT))} -> {_shown(now.get(key, ABSENT))}" for key in keys)
+    if all(key.startswith("dataset.") for key in keys):
+        what = f"the dataset changed since {folder} was {verb}"
+    else:
+        what = f"{folder} was {verb} with other inputs"
+    raise InputError(f"{what} (then -> now): {changes}; choose another run.dir, or delete {folder} to do it again")
+
+
+def _shown(value: Any) -> str:
+    return "(absent)" if value is ABSENT else json.dumps(value, ensure_ascii=False)
+
+
+def environment() -> dict[str, Any]:
+    """What a run runs on, for the record: versions, hardware, the code's git commit, the command line."""
+    return {
+        "command": shlex.join(sys.argv),
+        "git_commit": _git_commit(Path(__file__).resolve().parents[2]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": _versions(),
+        "cpu": _cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "gpus": _gpus(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
+    wanted = [*PACKAGES, *sorted(name for name in installed if name.startswith("nvidia-dali"))]
+    return {name: installed[name] for name in wanted if name in installed}
+
+
+def _git_commit(root: Path) -> str | None:
+    """Commit of the checkout that this code lies in, `+changes` if it was edited since; None outside of one."""
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    command = [git, "-C", str(root)]
+    head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode != 0:
+        return None
+    edited = subprocess.run([*command, "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode == 1
+    return head.stdout.strip() + ("+changes" if edited else "")
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError):       # not known on every system
+        return None
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

@@ -1,0 +1,212 @@
+"""What a training reports while it runs: metrics through accelerate's trackers, and progress for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker
+from tqdm import tqdm
+
+from twostage.data.schema import InputError, write_aside
+from twostage.runtime.world import World
+
+NONREPRODUCIBLE_KEYS: Final = ("train/images_per_second", "train/data_wait")
+"""metrics that differ from run to run; all others of a resumed run equal those of an uninterrupted one"""
+
+
+class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
+    """Appends one JSON object per call to `metrics.jsonl`: step, epoch, then the values. No time stamps.
+
+    A value that is not finite becomes null, as JSON has no word for it.
+    """
+
+    name = "jsonl"
+    requires_logging_directory = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def tracker(self) -> Path:
+        """The file."""
+        return self.path
+
+    def log(self, values: dict[str, float], step: int | None = None, *, epoch: int, **_: Any) -> None:
+        """Appends a line."""
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
+
+
+def start_tracking(accelerator: Accelerator, folder: Path, resumed_step: int | None) -> None:
+    """Lets `log` write to `folder`: `metrics.jsonl`, and TensorBoard's files below `tensorboard/`.
+
+    Args:
+        resumed_step: step of the checkpoint that training goes on from; what was logged after it is removed, as those
+            steps are done again. None for a start from the beginning.
+    """
+    accelerator.trackers = []
+    if not accelerator.is_main_process:
+        accelerator.log_with = []
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_until = -1 if resumed_step is None else resumed_step
+    forget_after(folder / "metrics.jsonl", keep_until)
+    # TensorBoard cannot remove anything from its files, but shows nothing that a later file purged
+    board = TensorBoardTracker("", folder / "tensorboard", purge_step=keep_until + 1)
+    accelerator.log_with = [JsonLinesTracker(folder / "metrics.jsonl"), board]
+    accelerator.init_trackers(folder.name)
+
+
+def log(accelerator: Accelerator, values: dict[str, float], step: int, epoch: int) -> None:
+    """Reports metrics of a step; called by every rank, written by the main one."""
+    accelerator.log(values, step=step, log_kwargs={"jsonl": {"epoch": epoch}})
+
+
+def stop_tracking(accelerator: Accelerator) -> None:
+    """Closes the files. accelerate's own `end_training` would end the process group too, and stages follow."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers, accelerator.log_with = [], []
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Removes the lines of steps after `step` from a JSON-lines file, and a last line that a kill cut off.
+
+    Raises:
+        InputError: a line is damaged in another way.
+    """
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    lines = data.splitlines(keepends=True)
+    kept = b"".join(line for number, line in enumerate(lines) if _is_until(line, step, f"{path}, line {number + 1}"))
+    if kept != data:
+        write_aside(path, kept)
+
+
+def _is_until(line: bytes, step: int, where: str) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{where} is damaged ({error!r}): remove that line and run again") from error
+
+
+class Waits(Protocol):
+    """What knows how long training waited for images: the loader."""
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time, 0..1, that was spent waiting for images."""
+
+
+class Progress:
+    """Shows people how far a stage is: a bar on a terminal, else a plain line now and then; on the main rank only."""
+
+    def __init__(self, name: str, num_epochs: int, unit: str, world: World, *, interval: float = 30.0) -> None:
+        """Begins a stage.
+
+        Args:
+            name: of the stage.
+            num_epochs: planned number of epochs, passes or sub-epochs.
+            unit: what they are called.
+            interval: least seconds between two plain lines.
+        """
+        self.name, self.num_epochs, self.unit, self.world, self.interval = name, num_epochs, unit, world, interval
+        self.epoch = self.num_steps = self.position = 0
+        self.data_wait = 0.0
+        self._bar: tqdm[Any] | None = None
+        self._images = self._epoch_images = self._steps_taken = 0
+        self._seconds = 0.0                 # of all finished epochs, validation not counted
+        self._epoch_seconds = 0.0           # of the finished epoch
+        self._shown = self._rates_since = self._started = time.monotonic()
+        self._in_epoch = False
+
+    def start_epoch(self, epoch: int, num_steps: int, first_step: int) -> None:
+        """Begins an epoch of `num_steps` steps, `first_step` of which were taken before."""
+        self.close()
+        self.epoch, self.num_steps, self.position = epoch, num_steps, first_step
+        self._images = self._epoch_images = 0
+        self._started = self._rates_since = time.monotonic()
+        self._in_epoch = True
+        if self.world.is_main and sys.stderr.isatty():
+            self._bar = tqdm(total=num_steps, initial=first_step, desc=self._title(), unit="step", leave=False)
+
+    def step(self, num_images: int, data_wait: float = 0.0) -> None:
+        """Notes a step over `num_images` images of all ranks, and the loader's share of waiting."""
+        self.position += 1
+        self._steps_taken += 1
+        self._images += num_images
+        self._epoch_images += num_images
+        self.data_wait = data_wait
+        if self.position == self.num_steps:     # what comes now is validation, not training
+            self._epoch_seconds = time.monotonic() - self._started
+            self._seconds += self._epoch_seconds
+            self._in_epoch = False
+        if not self.world.is_main:
+            return
+        if self._bar is not None:
+            self._bar.update()
+        if time.monotonic() - self._shown >= (self.interval if self._bar is None else 1.0):
+            self._shown = time.monotonic()
+            if self._bar is None:
+                print(f"{self._title()}: step {self.position}/{self.num_steps}, {self._speed()}", flush=True)
+            else:
+                self._bar.set_postfix_str(self._speed())
+
+    def rates(self, loader: Waits | None = None) -> dict[str, float]:
+        """Images per second of all ranks since the last call or the epoch's start, and the share of waiting."""
+        if loader is not None:
+            self.data_wait = loader.data_wait
+        now = time.monotonic()
+        speed = self._images / max(now - self._rates_since, 1e-9)
+        self._images, self._rates_since = 0, now
+        return dict(zip(NONREPRODUCIBLE_KEYS, (speed, self.data_wait), strict=True))
+
+    def end_epoch(self, values: dict[str, float]) -> None:
+        """Closes an epoch with its figures: always one line."""
+        self.close()
+        self._shown = time.monotonic()
+        if self.world.is_main:
+            figures = ", ".join(_figure(key, value) for key, value in values.items())
+            print(f"{self._title()}: {figures}; {self._speed()}", flush=True)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _title(self) -> str:
+        return f"{self.name} {self.unit} {self.epoch + 1}/{self.num_epochs}"
+
+    def _speed(self) -> str:
+        epoch = time.monotonic() - self._started if self._in_epoch else self._epoch_seconds
+        total = self._seconds + (epoch if self._in_epoch else 0.0)
+        left = self.num_steps - self.position + (self.num_epochs - self.epoch - 1) * self.num_steps
+        return (
+            f"{self._epoch_images / max(epoch, 1e-9):.0f} images/s, {100 * self.data_wait:.0f} % of the time waiting "
+            f"for them, at most {duration(left * total / max(self._steps_taken, 1))} left"
+        )
+
+
+def _figure(key: str, value: float) -> str:
+    return f"{key.removeprefix('train/').replace('/', ' ').replace('_', ' ')} {value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
