@@ -1,6 +1,7 @@
 """Images that lie in files below a root folder: reading them, and never what lies outside of it."""
 
-# ruff: noqa: PTH  (file names need not be text, so paths are bytes here)
+# File names need not be text, so paths are bytes here, which pathlib does not know:
+# ruff: noqa: PTH112, PTH114, PTH116, PTH118, PTH120
 
 from __future__ import annotations
 
@@ -76,8 +77,12 @@ class FileReader:
             return NO_FILE
         return Stamp(found.st_size, found.st_mtime_ns)
 
+    def may_enter(self, folder: bytes) -> bool:
+        """Whether a folder is inside the root, or need not be."""
+        return self._allow_outside or self.is_inside(folder)
+
     def is_inside(self, folder: bytes) -> bool:
-        """Whether a folder (absolute path), all links followed, is the root or lies below it."""
+        """Whether a folder, all links followed, is the root or lies below it."""
         known = self._inside.get(folder)
         if known is None:
             real = os.path.realpath(folder)

@@ -1,0 +1,222 @@
+"""A table of images: CSV or Parquet with the columns path, label and, if there are splits, split."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from data_prep.sources import INPUTS_SCHEMA, Listing, SplitMap, read_class_names, sort_classes
+from data_prep.sources.files import FileReader
+from twostage.data.schema import NO_LABEL, SPLITS, InputError, nearest
+
+OPTIONS = ("split_map", "class_names", "allow_outside", "image_root", "columns")
+COLUMNS: Final = ("path", "label", "split")
+SUFFIXES: Final = (".csv", ".tsv", ".parquet")
+
+
+def add_arguments(group: argparse._ArgumentGroup) -> None:
+    """Adds the options that only this source has."""
+    group.description = (
+        "SOURCE is a .csv, .tsv or .parquet file with the columns path, label and, if there are several splits, split. "
+        "Labels are class names, or numbers from 0; an empty one, or -1, is an image without a label. Keys are the "
+        "paths as they stand in the table."
+    )
+    group.add_argument("--image-root", type=Path, metavar="DIR", help="folder that paths start from (SOURCE's folder)")
+    group.add_argument(
+        "--columns",
+        metavar="path=NAME,...",
+        help="names of the columns, where they are others: path=file,label=class,split=fold; 'split=' for no splits",
+    )
+
+
+def list_inputs(source: Path, args: argparse.Namespace) -> Listing:
+    """See `Source.list_inputs`."""
+    if not source.is_file():
+        raise InputError(f"{source}: {'not a file' if source.exists() else 'no such file'}")
+    if source.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{source}: a table's name ends in one of {', '.join(SUFFIXES)}")
+    root = source.parent if args.image_root is None else args.image_root
+    if not root.is_dir():
+        raise InputError(f"--image-root {root}: no such folder")
+    table = _Table(source, args.columns)
+    labels, splits = table.survey()
+    class_names, numbers = _classes(source, labels, args.class_names)
+    split_numbers = _splits(source, splits, SplitMap(args.split_map))
+    return Listing(
+        class_names=class_names,
+        batches=table.batches(numbers, split_numbers),
+        reader=FileReader(root, bool(args.allow_outside)),
+    )
+
+
+class _Table:
+    """Reads the table in batches, all values as text."""
+
+    def __init__(self, path: Path, columns: str | None) -> None:
+        self._path = path
+        try:
+            if path.suffix.lower() == ".parquet":
+                present = pq.ParquetFile(path).schema_arrow.names
+            else:
+                with path.open(encoding="utf-8-sig") as file:
+                    head = file.readline()
+                self._separator = max(",;\t", key=head.count)
+                present = [name.strip().strip('"') for name in head.rstrip("\r\n").split(self._separator)]
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read as a table: {error}") from error
+        self._names = _choose_columns(path, present, columns)
+
+    def survey(self) -> tuple[set[str], set[str]]:
+        """The labels and splits that occur; finds rows without a path or a split."""
+        labels: set[str] = set()
+        splits: set[str] = set()
+        row = 1
+        for batch in self._read():
+            for name in ("path", "split"):
+                if batch[name].null_count:
+                    empty = row + pc.index(batch[name].is_null(), True).as_py()
+                    raise InputError(f"{self._path}: row {empty} has no {name}")
+            labels.update(batch["label"].drop_null().unique().to_pylist())
+            splits.update(batch["split"].unique().to_pylist())
+            row += batch.num_rows
+        if row == 1:
+            raise InputError(f"{self._path} has no rows")
+        return labels, splits
+
+    def batches(self, labels: dict[str, int], splits: dict[str, int]) -> Iterator[pa.RecordBatch]:
+        """Record batches of INPUTS_SCHEMA."""
+        for batch in self._read():
+            columns = [
+                batch["path"],
+                batch["path"].cast(pa.binary()),
+                _translate(batch["split"], splits, pa.int8()),
+                _translate(batch["label"], labels, pa.int64()).fill_null(NO_LABEL),
+                pa.nulls(batch.num_rows, pa.string()),
+                pa.nulls(batch.num_rows, pa.string()),
+            ]
+            yield pa.record_batch(columns, schema=INPUTS_SCHEMA)
+
+    def _read(self) -> Iterator[pa.RecordBatch]:
+        """Batches of path, label, split as texts; an empty value is null."""
+        try:
+            for batch in self._open():
+                texts = {name: self._texts(batch, column) for name, column in self._names.items()}
+                if "split" not in texts:
+                    texts["split"] = pa.array([SPLITS[0]] * batch.num_rows, pa.string())
+                yield pa.record_batch([texts[name] for name in COLUMNS], names=list(COLUMNS))
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self._path} cannot be read as a table: {error}") from error
+
+    def _open(self) -> Iterator[pa.RecordBatch]:
+        wanted = list(self._names.values())
+        if self._path.suffix.lower() == ".parquet":
+            yield from pq.ParquetFile(self._path).iter_batches(columns=wanted)
+            return
+        yield from pacsv.open_csv(
+            self._path,
+            parse_options=pacsv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
+            convert_options=pacsv.ConvertOptions(
+                include_columns=wanted,
+                column_types=dict.fromkeys(wanted, pa.string()),    # guessed types would turn class 007 into 7
+                strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+
+    def _texts(self, batch: pa.RecordBatch, column: str) -> pa.Array:
+        values = batch[column]
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if pa.types.is_floating(values.type):       # whole numbers among empty ones, as pandas writes them
+            values = values.cast(pa.int64())
+        values = values.cast(pa.string())
+        if column != self._names["path"]:
+            values = pc.utf8_trim_whitespace(values)
+        return pc.if_else(pc.equal(values, ""), None, values)
+
+
+def _choose_columns(path: Path, present: list[str], text: str | None) -> dict[str, str]:
+    """Which of a table's columns are path, label and split; split may be missing."""
+    chosen: dict[str, str] = {}
+    for pair in text.split(",") if text else []:
+        name, equals, column = pair.strip().partition("=")
+        if not equals or name not in COLUMNS:
+            allowed = ", ".join(COLUMNS)
+            raise InputError(f"--columns {text}: {pair.strip()!r} is not NAME=COLUMN with NAME one of {allowed}")
+        chosen[name] = column
+        if column not in present and (column or name != "split"):
+            raise InputError(f"--columns {text}: {path} has no column {column!r}; {nearest(column, present)}")
+    by_case = {column.lower(): column for column in reversed(present)}
+    for name in COLUMNS:
+        if name in chosen:
+            continue
+        if name in by_case:
+            chosen[name] = by_case[name]
+        elif name != "split":
+            remedy = f"{nearest(name, present)}; say which by --columns {name}=NAME"
+            raise InputError(f"{path} has no column {name!r}; {remedy}")
+        elif close := difflib.get_close_matches(name, present, n=1):       # a test split must not become training
+            raise InputError(
+                f"{path} has no column 'split', but {close[0]!r}: say --columns split={close[0]}, or --columns split= "
+                "if all images are for training"
+            )
+    return {name: column for name, column in chosen.items() if column}
+
+
+def _classes(path: Path, labels: set[str], given: str | None) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Class names, and the class number of each label that occurs."""
+    names = None if given is None else read_class_names(given)
+    labels = labels - {str(NO_LABEL)}
+    numbers = {label: int(label) for label in labels if label.isascii() and label.lstrip("-").isdigit()}
+    if len(numbers) < len(labels) or (names is not None and labels <= set(names)):
+        names = names or sort_classes(labels)
+        for label in sorted(labels - set(names)):
+            raise InputError(f"{path}: label {label!r} is not in --class-names; {nearest(label, names)}")
+        numbers = {label: names.index(label) for label in labels}
+    elif names is not None:
+        _check_range(path, numbers, len(names))
+    else:
+        _check_range(path, numbers, len(labels))
+        names = tuple(map(str, range(len(labels))))
+    if len(names) < 2:
+        found = ", ".join(names) or "no labels"
+        raise InputError(f"{path} has only one class ({found}): a classifier needs two at least")
+    return names, {**numbers, str(NO_LABEL): NO_LABEL}
+
+
+def _check_range(path: Path, numbers: dict[str, int], num_classes: int) -> None:
+    wrong = [label for label, number in numbers.items() if not 0 <= number < num_classes or str(number) != label]
+    if wrong:
+        label = min(wrong, key=lambda text: (abs(int(text)), text))
+        raise InputError(
+            f"{path}: label {label} is out of range 0..{num_classes - 1}, and there are {num_classes} classes. Labels "
+            "that are numbers must count from 0 without a gap; --class-names A,B,... says what the numbers mean"
+        )
+
+
+def _splits(path: Path, splits: set[str], split_map: SplitMap) -> dict[str, int]:
+    """The split number of each split name that occurs."""
+    if split_map.is_none:
+        return dict.fromkeys(splits, SPLITS.index("noisy_train"))
+    numbers = {}
+    for name in sorted(splits):
+        number = split_map.number(name)
+        if number is None:
+            close = nearest(name, split_map.known())
+            raise InputError(f"{path}: split {name!r} is unknown; {close}; or say --split-map {name}=SPLIT")
+        numbers[name] = number
+    return numbers
+
+
+def _translate(values: pa.Array, numbers: dict[str, int], type_: pa.DataType) -> pa.Array:
+    """The number of each value; null stays null."""
+    names = pa.array(list(numbers), pa.string())
+    return pa.array(list(numbers.values()), type_).take(pc.index_in(values, value_set=names))
