@@ -20,7 +20,17 @@ Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 PART_NAME: Final = re.compile(r"part-(\d+)-of-(\d+)\.parquet")
-PART_COLUMNS: Final = ["index", "label", "predicted", "score", "held_out"]
+PARTS_SCHEMA: Final = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("label", pa.int64()),
+        ("predicted", pa.int64()),
+        ("score", pa.float32()),
+        ("held_out", pa.bool_()),
+    ]
+)
+"""the columns that are read; a part has the probabilities of all classes, too"""
+PART_COLUMNS: Final = PARTS_SCHEMA.names
 
 
 @dataclass(frozen=True)
@@ -102,11 +112,10 @@ def _read_part(path: Path, num_classes: int) -> list[npt.NDArray[Any]]:
         absent = [name for name in PART_COLUMNS if name not in file.schema_arrow.names]
         if absent:
             raise InputError(f"{path} has no column {absent[0]!r}: {again}")
-        table = file.read(columns=PART_COLUMNS)
+        table = file.read(columns=PART_COLUMNS).select(PART_COLUMNS).cast(PARTS_SCHEMA)
         if any(table[name].null_count for name in PART_COLUMNS):
             raise InputError(f"{path} has rows without a value: {again}")
-        kinds = (np.int64, np.int64, np.int64, np.float32, np.bool_)
-        columns = [table[n].to_numpy().astype(kind, copy=False) for n, kind in zip(PART_COLUMNS, kinds, strict=True)]
+        columns = [table[name].to_numpy() for name in PART_COLUMNS]
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise                                       # the machine's failure; damage has no errno
