@@ -16,22 +16,27 @@ from twostage.models.layers import GaussianNoise
 built_in = pytest.mark.parametrize("name", BUILT_IN)
 
 
+def side(name: str) -> int:
+    """Of the images, in pixels."""
+    return 64 if name == "alexnet" else 32
+
+
 def small(name: str, dropout: float = 0.0, input_noise: float = 0.0, in_channels: int = 3) -> nn.Module:
     torch.manual_seed(0)
     return build_model(
-        name, num_classes=7, in_channels=in_channels, image_size=32, dropout=dropout, input_noise=input_noise
+        name, num_classes=7, in_channels=in_channels, image_size=side(name), dropout=dropout, input_noise=input_noise
     )
 
 
-def some_images(in_channels: int = 3) -> torch.Tensor:
-    return torch.randn(4, in_channels, 32, 32, generator=torch.Generator().manual_seed(1))
+def some_images(name: str, in_channels: int = 3) -> torch.Tensor:
+    return torch.randn(4, in_channels, side(name), side(name), generator=torch.Generator().manual_seed(1))
 
 
 @built_in
 @pytest.mark.parametrize("in_channels", [1, 3])
 def test_logits_have_one_column_per_class_and_every_parameter_gets_gradient(name: str, in_channels: int) -> None:
     model = small(name, in_channels=in_channels)
-    logits = model(some_images(in_channels))
+    logits = model(some_images(name, in_channels))
     assert logits.shape == (4, 7)
     assert logits.dtype == torch.float32
     logits.square().sum().backward()
@@ -49,8 +54,8 @@ def test_same_state_of_torch_gives_the_same_weights(name: str) -> None:
 @built_in
 def test_channels_last_gives_the_same_logits(name: str) -> None:
     model = small(name).eval()
-    expected = model(some_images())
-    found = model.to(memory_format=torch.channels_last)(some_images().contiguous(memory_format=torch.channels_last))
+    expected = model(some_images(name))
+    found = model.to(memory_format=torch.channels_last)(some_images(name).contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -58,9 +63,9 @@ def test_channels_last_gives_the_same_logits(name: str) -> None:
 def test_bfloat16_autocast_comes_close_and_leaves_weights_in_float32(name: str) -> None:
     model = small(name, dropout=0.1, input_noise=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        model.train()(some_images()).float().sum().backward()
-        half = model.eval()(some_images())
-    full = model(some_images())
+        model.train()(some_images(name)).float().sum().backward()
+        half = model.eval()(some_images(name))
+    full = model(some_images(name))
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), full, rtol=0.1, atol=0.1 * float(full.detach().abs().max()))
     assert all(p.dtype == torch.float32 and p.grad is not None for p in model.parameters())
@@ -71,7 +76,7 @@ def test_bfloat16_autocast_comes_close_and_leaves_weights_in_float32(name: str) 
 def test_perturbations_act_in_training_and_not_in_evaluation(name: str, perturbation: str) -> None:
     model = small(name, **{perturbation: 0.3})
     plain = small(name)
-    images = some_images()
+    images = some_images(name)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.0           # so that evaluation is not changed by the training passes before it
@@ -83,7 +88,7 @@ def test_perturbations_act_in_training_and_not_in_evaluation(name: str, perturba
 def test_without_perturbation_training_draws_no_random_number(name: str) -> None:
     model = small(name).train()
     before = torch.get_rng_state()
-    model(some_images())
+    model(some_images(name))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -184,6 +189,13 @@ def test_a_factory_that_does_not_fit_is_named_with_the_remedy(own: str, factory:
 def test_a_module_that_cannot_be_imported_is_named_with_the_remedy(own: str, path: str, message: str) -> None:
     with pytest.raises(ImportError, match=message):
         build(path)
+
+
+def test_alexnet_says_which_images_are_too_small_for_it() -> None:
+    with pytest.raises(ValueError, match="images of 62 pixels are too small for alexnet: at least 63"):
+        build_model("alexnet", num_classes=7, in_channels=3, image_size=62)
+    model = build_model("alexnet", num_classes=7, in_channels=3, image_size=63)
+    assert model(torch.zeros(1, 3, 63, 63)).shape == (1, 7)
 
 
 @pytest.mark.parametrize("name", ["resnet5O", "ResNet50", "resnet-50"])

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-50 against torchvision's: its list of names and shapes, and outputs that its code gave.
+"""ResNet-18, ResNet-50 and AlexNet against torchvision's: its names and shapes, and outputs that its code gave.
 
 `torchvision_<name>.txt` beside this file holds the names and shapes of torchvision 0.29's state dictionary.
 """
@@ -16,6 +16,10 @@ from twostage.models.resnet import BasicBlock, Bottleneck, ResNet
 
 # Logits of torchvision 0.29 in training mode for the weights and the images below
 TORCHVISION_LOGITS = {
+    "alexnet": [
+        [1.8555280092, -3.2147036627, 1.2102550028, 1.9028322602, -3.2680868037],
+        [1.8555271166, -3.2147038410, 1.2102560654, 1.9028314258, -3.2680870711],
+    ],
     "resnet18": [
         [-3.5428381216, -1.7016715741, 0.2229294328, 2.127803811, 3.9134145893],
         [-3.4360978311, -1.6207787223, 0.2726020218, 2.1429569324, 3.8930417877],
@@ -26,20 +30,24 @@ TORCHVISION_LOGITS = {
     ],
 }
 both = pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+all_three = pytest.mark.parametrize("name", ["alexnet", "resnet18", "resnet50"])
 
 
 def build(name: str, num_classes: int = 1000, dropout: float = 0.0) -> nn.Module:
     return build_model(name, num_classes=num_classes, in_channels=3, image_size=224, dropout=dropout)
 
 
-@pytest.mark.parametrize(("name", "total", "tensors"), [("resnet18", 11_689_512, 62), ("resnet50", 25_557_032, 161)])
+@pytest.mark.parametrize(
+    ("name", "total", "tensors"),
+    [("alexnet", 61_100_840, 16), ("resnet18", 11_689_512, 62), ("resnet50", 25_557_032, 161)],
+)
 def test_has_the_known_number_of_parameters(name: str, total: int, tensors: int) -> None:
     model = build(name)
     assert sum(p.numel() for p in model.parameters()) == total
     assert len(list(model.parameters())) == tensors
 
 
-@both
+@all_three
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_state_dictionary_has_torchvisions_names_and_shapes_in_its_order(name: str, dropout: float) -> None:
     state = build(name, dropout=dropout).state_dict()
@@ -61,13 +69,19 @@ def fill(model: nn.Module) -> None:
             value.copy_(0.1 * wave)
 
 
-@both
+@all_three
 def test_same_weights_give_torchvisions_logits(name: str) -> None:
     model = build(name, num_classes=5).double().train()
     fill(model)
     images = torch.cos(torch.arange(2 * 3 * 64 * 64, dtype=torch.float64) * 0.37).reshape(2, 3, 64, 64)
     expected = torch.tensor(TORCHVISION_LOGITS[name], dtype=torch.float64)
-    torch.testing.assert_close(model(images), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model(images), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_alexnet_drops_out_before_both_hidden_layers() -> None:
+    model = build("alexnet", num_classes=5, dropout=0.3)
+    found = [(key, module.p) for key, module in model.named_modules() if isinstance(module, nn.Dropout)]
+    assert found == [("classifier.0", 0.3), ("classifier.3", 0.3)]
 
 
 @both

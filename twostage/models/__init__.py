@@ -1,20 +1,21 @@
-"""The networks: the paper's own, torchvision's ResNets, or any module of the user's by import path."""
+"""The networks: the paper's own, torchvision's ResNets and AlexNet, timm's, or any module by import path."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
+from twostage.models.alexnet import MIN_SIZE, AlexNet
 from twostage.models.mlp import MLP
+from twostage.models.names import nearest
 from twostage.models.resnet import resnet18, resnet50
 from twostage.models.resnet14 import ResNet14
+from twostage.models.timm_models import PREFIX, build_timm
 
-BUILT_IN = ("mlp", "resnet14", "resnet18", "resnet50")
+BUILT_IN = ("alexnet", "mlp", "resnet14", "resnet18", "resnet50")
 
 
 def build_model(
@@ -29,24 +30,30 @@ def build_model(
     """A new network: logits (b, num_classes) from images (b, C, H, W). Weights are drawn from torch's global state.
 
     Args:
-        name: one of BUILT_IN, or `package.module:factory` for a class or function that returns an nn.Module. A factory
-            is called with num_classes=, and with in_channels=, image_size=, dropout= and input_noise= where its
-            signature names them.
+        name: one of BUILT_IN; or `timm:NAME` for a network of timm's, where that is installed; or
+            `package.module:factory` for a class or function that returns an nn.Module. A factory is called with
+            num_classes=, and with in_channels=, image_size=, dropout= and input_noise= where its signature names them.
         in_channels, image_size: C, and H = W.
         dropout: probability, within the residual units or after the hidden layers; 0: none.
         input_noise: standard deviation of Gaussian noise on the normalised input, in training mode; 0: none.
 
     Raises:
-        ValueError: no built-in network of that name (names the nearest), a number out of range, or a factory that does
-            not fit: not in its module, does not take num_classes (or dropout, where it is not 0), returns no Module.
-        ImportError: the factory's module cannot be imported.
+        ValueError: no built-in network of that name (names the nearest), a number out of range, images too small for
+            it, or a factory that does not fit: not in its module, does not take num_classes (or dropout, where it is
+            not 0), returns no Module.
+        ImportError: the factory's module, or timm, cannot be imported.
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout}: must be a probability, at least 0 and below 1")
     if not input_noise >= 0:
         raise ValueError(f"input_noise {input_noise}: must be a standard deviation, at least 0")
+    shape = {"in_channels": in_channels, "image_size": image_size}
     perturbation = {"dropout": dropout, "input_noise": input_noise}
     match name:
+        case "alexnet":
+            if image_size < MIN_SIZE:
+                raise ValueError(f"images of {image_size} pixels are too small for alexnet: at least {MIN_SIZE}")
+            return AlexNet(num_classes=num_classes, in_channels=in_channels, **perturbation)
         case "mlp":
             return MLP(num_inputs=in_channels * image_size**2, num_classes=num_classes, **perturbation)
         case "resnet14":
@@ -55,10 +62,13 @@ def build_model(
             return resnet18(num_classes=num_classes, in_channels=in_channels, **perturbation)
         case "resnet50":
             return resnet50(num_classes=num_classes, in_channels=in_channels, **perturbation)
+    if name.startswith(PREFIX):
+        return build_timm(name, num_classes=num_classes, **shape, dropout=dropout, input_noise=input_noise)
     if ":" in name:
-        shape = {"in_channels": in_channels, "image_size": image_size}
         return _call_factory(name, {"num_classes": num_classes}, shape, perturbation)
-    raise ValueError(f"no network {name!r}; {_nearest(name, BUILT_IN)}, or your own as package.module:factory")
+    raise ValueError(
+        f"no network {name!r}; {nearest(name, BUILT_IN)}, {PREFIX}NAME, or your own as package.module:factory"
+    )
 
 
 def _call_factory(
@@ -102,16 +112,7 @@ def _import_factory(path: str) -> Any:
     factory = getattr(module, attribute, None)
     if factory is None:
         public = [key for key in vars(module) if not key.startswith("_") and callable(getattr(module, key))]
-        raise ValueError(f"network {path!r}: {module_name} has no {attribute!r}; {_nearest(attribute, public)}")
+        raise ValueError(f"network {path!r}: {module_name} has no {attribute!r}; {nearest(attribute, public)}")
     if not callable(factory):
         raise ValueError(f"network {path!r}: {attribute} is {type(factory).__name__}, not a class or function")
     return factory
-
-
-def _nearest(name: str, legal: Iterable[str]) -> str:
-    """As twostage.data.schema.nearest, which this package may not know."""
-    names = sorted(legal)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return f"{hint}allowed: {', '.join(names[:20]) or 'none'}{more}"
