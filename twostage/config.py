@@ -10,6 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+BaselineName = Literal[
+    "cross_entropy",
+    "balanced_cross_entropy",
+    "improved_baseline",
+    "unhinged",
+    "sigmoid",
+    "savage",
+    "bootstrap_soft",
+    "bootstrap_hard",
+    "backward",
+    "forward",
+    "pi_model",
+    "temporal_ensembling",
+    "pseudo_label",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -19,8 +35,10 @@ class RunConfig:
     """the run folder; running again in the same folder does only what is missing"""
     rng_seed: int = 0
     """every random number of the run follows from this one"""
-    baselines: list[Literal["cross_entropy", "balanced_cross_entropy"]] = field(default_factory=list)
-    """trained for comparison by `run`: ordinary training on the noisy labels, without and with class balancing"""
+    baselines: list[BaselineName] = field(default_factory=list)
+    """trained for comparison by `run`: the other rows of the paper's Table 3, by name; see baselines.py"""
+    transition_mode: Literal["fixed", "faithful"] = "fixed"
+    """how the baselines `forward` and `backward` estimate the transition matrix; see transition.py"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +89,9 @@ class AugmentConfig:
     """while training, the square is moved by up to this many pixels each way; what lies outside is black"""
     flip: bool = True
     """while training, half of the images are mirrored left to right"""
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    """per channel, on the scale 0..1; subtracted"""
+    mean: list[float] | Literal["image"] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """per channel, on the scale 0..1; subtracted. image: the mean image of the training view, pixel by pixel, as in the
+    paper, section 4.1; computed once and kept in the run folder"""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     """per channel, on the scale 0..1; divided by"""
 
@@ -93,8 +112,10 @@ class LoaderConfig:
     """batches that are read ahead"""
     window_shards: int = 0
     """samples are shuffled among this many shards at a time; 0: among all"""
+    decoder: Literal["auto", "cpu"] = "auto"
+    """who decodes: auto: the GPU where there is one; cpu: the CPU, while a GPU still augments"""
     hw_decoder_load: float = 0.65
-    """on a GPU: share of the images that the hardware JPEG decoder takes"""
+    """where a GPU decodes: share of the images that its hardware JPEG decoder takes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +190,14 @@ class MineConfig:
 class TrainConfig:
     """Stage 2: semi-supervised training with the labels that stage 1 kept (paper, section 3.2)."""
 
+    method: Literal["pi_model", "temporal_ensembling", "pseudo_label"] = "pi_model"
+    """what is asked of unlabeled samples: pi_model: two augmentations agree; temporal_ensembling: the prediction agrees
+    with those of earlier sub-epochs; pseudo_label: the prediction agrees with its own most likely class"""
     sub_epochs: int = 100
     """passes over the labeled view"""
+    pass_over: Literal["labeled", "unlabeled"] = "labeled"
+    """the view that a sub-epoch is one pass over; `unlabeled` suits small sets, where temporal ensembling wants every
+    sample's prediction once a sub-epoch"""
     batch_size: int = 256
     """N of the global batch, over all processes: half labeled, half unlabeled"""
     balance_labeled: bool = True
@@ -180,9 +207,11 @@ class TrainConfig:
     init: Literal["stage1", "scratch"] = "stage1"
     """start from the weights of stage 1, as the paper does, or from new ones"""
     consistency_weight: float = 100.0
-    """α of equation 2: weight of the consistency loss"""
+    """α of equation 2: weight of the consistency loss (of the pseudo-labels' cross-entropy for pseudo_label)"""
     reduction: Literal["sum", "mean"] = "sum"
     """over the classes, in the consistency loss: the paper sums; temporal-ensembling code takes the mean"""
+    ensemble_decay: float = 0.6
+    """α of temporal ensembling: share of the earlier sub-epochs in the averaged predictions"""
     ramp_up: int = 0
     """sub-epochs over which the consistency weight rises from 0; 0: constant, as in the paper on Clothing1M"""
     ramp_down: int = 0

@@ -33,7 +33,7 @@ def check_augment(augment: AugmentConfig) -> None:
     channels = NUM_CHANNELS[augment.channels]
     for name in ("mean", "std"):
         values = getattr(augment, name)
-        if len(values) != channels:
+        if values != "image" and len(values) != channels:
             raise InputError(
                 f"augment.{name}: {values} has {len(values)} values, but augment.channels {augment.channels!r} "
                 f"needs {channels}"
@@ -99,11 +99,26 @@ def _corner(slack: Ints, draws: npt.NDArray[np.float64], augment: AugmentConfig)
     return corner
 
 
-def pixel_scale(augment: AugmentConfig) -> tuple[Pixels, Pixels]:
-    """(mean, 1 / std), each (channels,) on the scale 0..255, rounded exactly as DALI rounds them.
+def dali_scale(augment: AugmentConfig) -> tuple[list[float], list[float]]:
+    """(mean, std), each one value per channel on the scale 0..255, as DALI takes them.
 
-    `(pixel - mean) * inverse`, in float32 and in this order, is then DALI's own result bit for bit.
+    With the mean image, which DALI cannot subtract, they leave the pixels as they are.
     """
-    mean: Any = np.array([255 * value for value in augment.mean], dtype=np.float32)
-    std: Any = np.array([255 * value for value in augment.std], dtype=np.float32)
+    if augment.mean == "image":
+        channels = NUM_CHANNELS[augment.channels]
+        return [0.0] * channels, [1.0] * channels
+    return [255 * value for value in augment.mean], [255 * value for value in augment.std]
+
+
+def pixel_scale(augment: AugmentConfig, mean_image: Pixels | None = None) -> tuple[Pixels, Pixels]:
+    """(mean, 1 / std) on the scale 0..255, rounded exactly as DALI rounds them: (channels, 1, 1) each.
+
+    `(pixel - mean) * inverse`, in float32 and in this order, is then DALI's own result bit for bit. With `mean_image`,
+    (channels, size, size), the mean is that.
+    """
+    std: Any = np.array([255 * value for value in augment.std], dtype=np.float32)[:, None, None]
+    if augment.mean == "image":
+        assert mean_image is not None and mean_image.dtype == np.float32
+        return mean_image, np.float32(1) / std
+    mean: Any = np.array([255 * value for value in augment.mean], dtype=np.float32)[:, None, None]
     return mean, np.float32(1) / std

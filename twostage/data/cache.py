@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from tqdm import tqdm
 
 from twostage.config import AugmentConfig
-from twostage.data.augment import NUM_CHANNELS, Bools, Draws, Ints, pixel_scale, window
+from twostage.data.augment import NUM_CHANNELS, Bools, Draws, Ints, Pixels, pixel_scale, window
 from twostage.data.plan import Indices
 from twostage.data.schema import InputError
 from twostage.data.waiting import WaitMeter
@@ -41,6 +41,8 @@ class CachedImages:
         height: int,
         width: int,
         augment: AugmentConfig,
+        scale: tuple[torch.Tensor, torch.Tensor],
+        half: bool,
         device: torch.device,
         decode: Decode,
         close_source: Callable[[], None],
@@ -49,6 +51,8 @@ class CachedImages:
 
         Args:
             height, width: of every image, after resizing.
+            scale: of `scale_tensors`.
+            half: whether batches are float16 instead of float32.
             decode: gives (indices, uint8 (b, height, width, channels) on the device) for indices, in any order.
             close_source: ends what `decode` draws from; called once nothing is left to decode, and by `close`.
         """
@@ -60,8 +64,8 @@ class CachedImages:
         self._present = np.zeros(num_samples, dtype=np.bool_)
         self._table: torch.Tensor | None = None
         self._meter = WaitMeter()
-        mean, inverse = (torch.from_numpy(values).to(device)[:, None, None] for values in pixel_scale(augment))
-        self._mean, self._inverse_std = mean, inverse
+        self._mean, self._inverse_std = scale
+        self._half = half
 
     @property
     def data_wait(self) -> float:
@@ -108,7 +112,8 @@ class CachedImages:
         pixels = mirrored(cut(stored, top, left, self._augment.size), mirror)
         layout = torch.channels_last if self._device.type == "cuda" else torch.contiguous_format
         images = pixels.to(torch.float32, memory_format=layout)
-        return images.sub_(self._mean).mul_(self._inverse_std)
+        images = images.sub_(self._mean).mul_(self._inverse_std)
+        return images.half() if self._half else images
 
     def _filled(self, plan: Sequence[Indices]) -> torch.Tensor:
         if self._table is None:
@@ -131,9 +136,18 @@ class CachedImages:
             return torch.empty(self._shape, dtype=torch.uint8, device=self._device)
         except RuntimeError as error:
             raise InputError(
-                f"loader.cache: no {np.prod(self._shape) / 2**30:.1f} GiB on {self._device} for {self._shape[0]} images "
-                f"of {self._shape[2]} × {self._shape[3]} pixels; set loader.cache to never"
+                f"loader.cache: no {np.prod(self._shape) / 2**30:.1f} GiB on {self._device} for {self._shape[0]} "
+                f"images of {self._shape[2]} × {self._shape[3]} pixels; set loader.cache to never"
             ) from error
+
+
+def scale_tensors(
+    augment: AugmentConfig, mean_image: Pixels | None, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pixel_scale` on the device; the mean image, (1, channels, size, size), in the memory order of batches."""
+    mean, inverse_std = (torch.from_numpy(values)[None].to(device) for values in pixel_scale(augment, mean_image))
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    return mean.contiguous(memory_format=layout), inverse_std
 
 
 def cut(images: torch.Tensor, top: Ints, left: Ints, size: int) -> torch.Tensor:

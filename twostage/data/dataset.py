@@ -91,8 +91,19 @@ class Dataset:
         return np.flatnonzero(self.split == SPLITS.index(split)).astype(np.int64)
 
     def labels(self, name: str) -> LabelColumn:
-        """Reads the label column `name` (see schema.read_labels)."""
-        return read_labels(self.path, name)
+        """Reads the label column `name`.
+
+        Raises:
+            InputError: as schema.read_labels, or it has rows for samples that are not here, or a sample twice.
+        """
+        column = read_labels(self.path, name)
+        rows, path = column.index, labels_path(self.path, name)
+        if rows.size and (rows[0] < 0 or rows[-1] >= len(self) or (np.diff(rows) <= 0).any()):
+            raise InputError(
+                f"{path}: its samples, {rows.min()} to {rows.max()}, are not increasing numbers "
+                f"from 0 to {len(self) - 1}; the column is of another dataset or damaged: write it again"
+            )
+        return column
 
     def labels_digest(self, name: str) -> str:
         """SHA-256 of a label column's file."""

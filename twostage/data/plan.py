@@ -1,28 +1,22 @@
 """The plan: which samples stand in which slot of which global batch, and how each is augmented.
 
 Pure functions of (view, rng_seed, epoch); numpy only. The number of processes enters nowhere but in `rank_slice` and
-`rank_range`, so any number of them sees the same global batches, and to start at a position is to slice. Random bits
-come straight from the counter-based generator Philox: its raw output is fixed for all versions of numpy, while the
-methods of `numpy.random.Generator` may change between versions, and with them the order of a resumed run.
+`rank_range`, so any number of them sees the same global batches, and to start at a position is to slice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from twostage.data.passes import MEMBERS, Source, Stream, check_batch_size, number_in_group, shuffled
+from twostage.data.passes import Indices as Indices
+from twostage.data.passes import Shards as Shards
 from twostage.data.schema import NO_LABEL, InputError
 
-Indices = npt.NDArray[np.int64]
-Shards = npt.NDArray[np.int32]
-Words = npt.NDArray[np.uint64]
-
 ORDER, HOLDOUT, DRAWS, LABELED, UNLABELED = range(1, 6)     # one random stream for each purpose
-MEMBERS, EXTRA, SHARDS, SLOTS = range(4)                    # parts of a stream that makes passes
-WORD_BITS: Final = 64
 
 
 def holdout(labels: Indices, view: Indices, share: float, rng_seed: int) -> tuple[Indices, Indices]:
@@ -61,8 +55,8 @@ def holdout(labels: Indices, view: Indices, share: float, rng_seed: int) -> tupl
             f"data.holdout: a share of {share} holds out no sample (the largest class has {counts.max()}); "
             "choose a larger share"
         )
-    by_class = _shuffled(_Stream(HOLDOUT, rng_seed, 0).words(MEMBERS, len(view)), group)
-    taken = by_class[_number_in_group(sizes) < np.repeat(wanted, sizes)]
+    by_class = shuffled(Stream(HOLDOUT, rng_seed, 0).words(MEMBERS, len(view)), group)
+    taken = by_class[number_in_group(sizes) < np.repeat(wanted, sizes)]
     is_held_out = np.zeros(len(view), dtype=np.bool_)
     is_held_out[taken] = True
     return np.sort(view[~is_held_out]), np.sort(view[is_held_out])
@@ -98,7 +92,7 @@ def epoch_batches(
     Raises:
         InputError: the view is empty, or a size makes no sense.
     """
-    source = _Source(view, labels, shard, window_shards, ORDER, rng_seed)
+    source = Source(view, labels, shard, window_shards, ORDER, rng_seed)
     source.check(batch_size)
     steps = -(-source.length // batch_size)
     return source.one_pass(epoch, steps * batch_size).reshape(steps, batch_size)
@@ -111,6 +105,7 @@ def labeled_unlabeled_batches(
     batch_size: int,
     rng_seed: int,
     epoch: int,
+    pass_over: Literal["labeled", "unlabeled"] = "labeled",
     labeled_labels: Indices | None = None,
     unlabeled_labels: Indices | None = None,
     shard: Shards | None = None,
@@ -118,7 +113,7 @@ def labeled_unlabeled_batches(
 ) -> Indices:
     """The global batches of one sub-epoch of stage 2: half labeled, half unlabeled samples (paper, Algorithm 1).
 
-    A sub-epoch is one pass over the labeled view. The unlabeled view is an endless sequence of passes, of which
+    A sub-epoch is one pass over the view that `pass_over` names. The other is an endless sequence of passes, of which
     sub-epoch k takes part k: no sample comes twice before all have come once, however few a sub-epoch takes.
 
     Args:
@@ -145,14 +140,16 @@ def labeled_unlabeled_batches(
     if not len(unlabeled):
         raise InputError("every sample has a kept label and none is left unlabeled; raise mine.min_score")
     half = batch_size // 2
-    first = _Source(labeled, labeled_labels, shard, window_shards, LABELED, rng_seed)
-    second = _Source(unlabeled, unlabeled_labels, shard, window_shards, UNLABELED, rng_seed)
+    first = Source(labeled, labeled_labels, shard, window_shards, LABELED, rng_seed)
+    second = Source(unlabeled, unlabeled_labels, shard, window_shards, UNLABELED, rng_seed)
     first.check(half)
     second.check(half)
-    steps = -(-first.length // half)
+    whole, other = (first, second) if pass_over == "labeled" else (second, first)
+    steps = -(-whole.length // half)
+    slots = steps * half
     batches = np.empty((steps, batch_size), dtype=np.int64)
-    batches[:, 0::2] = first.one_pass(epoch, steps * half).reshape(steps, half)
-    batches[:, 1::2] = second.endless(epoch * steps * half, (epoch + 1) * steps * half).reshape(steps, half)
+    batches[:, 0 if whole is first else 1 :: 2] = whole.one_pass(epoch, slots).reshape(steps, half)
+    batches[:, 1 if whole is first else 0 :: 2] = other.endless(epoch * slots, (epoch + 1) * slots).reshape(steps, half)
     return batches
 
 
@@ -188,7 +185,7 @@ def fixed_batches(view: Indices, batch_size: int) -> list[Indices]:
     Raises:
         InputError: `batch_size` is less than 1.
     """
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     return [view[start : start + batch_size] for start in range(0, len(view), batch_size)]
 
 
@@ -199,133 +196,6 @@ def draws(batch_size: int, *, rng_seed: int, epoch: int, step: int, num_views: i
         (num_views, batch_size, 5) uniform in [0, 1): crop_y, crop_x, shift_y, shift_x and flip of every slot.
     """
     size = num_views * batch_size * 5
-    words = _Stream(DRAWS, rng_seed, epoch).words(step, (size + 1) // 2)
+    words = Stream(DRAWS, rng_seed, epoch).words(step, (size + 1) // 2)
     upper = words.astype("<u8", copy=False).view("<u4")[:size] >> 8      # 24 bits: all that a float32 below 1 holds
     return (upper.astype(np.float32) * np.float32(2**-24)).reshape(num_views, batch_size, 5)
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """Random words for one purpose and one pass or epoch; `part` tells apart what is drawn within it."""
-
-    purpose: int
-    rng_seed: int
-    number: int
-
-    def words(self, part: int, size: int) -> Words:
-        """(size,) random 64-bit words."""
-        key = np.array([self.rng_seed % 2**WORD_BITS, self.purpose], dtype=np.uint64)
-        # The lowest word of the counter runs within the call; the others keep calls apart by 2**64 blocks.
-        counter = np.array([0, part, self.number, 0], dtype=np.uint64)
-        words: Words = np.random.Philox(key=key, counter=counter).random_raw(size)
-        return words
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A view that passes are made over; the arguments of `epoch_batches`."""
-
-    view: Indices
-    labels: Indices | None
-    shard: Shards | None
-    window_shards: int
-    purpose: int
-    rng_seed: int
-
-    def check(self, batch_size: int) -> None:
-        _check_batch_size(batch_size)
-        if not len(self.view):
-            raise InputError("the view holds no sample: the split or its labels are empty")
-        if self.window_shards < 0:
-            raise InputError(f"loader.window_shards: {self.window_shards} is negative; 0 shuffles among all shards")
-        assert self.shard is not None or not self.window_shards
-
-    @property
-    def length(self) -> int:
-        """Slots that one pass needs."""
-        if self.labels is None:
-            return len(self.view)
-        counts = np.bincount(self.labels[self.view] - NO_LABEL)
-        present = counts[1:][counts[1:] > 0]
-        return int(counts[0] + present.size * present.max(initial=0))
-
-    def one_pass(self, number: int, size: int | None = None) -> Indices:
-        """(size,) sample indices of pass `number`, shuffled; `size` is `length` or more."""
-        stream = _Stream(self.purpose, self.rng_seed, number)
-        windows = self._windows(stream)
-        if self.labels is None:
-            order = self.view[_shuffled(stream.words(SLOTS, len(self.view)), windows)]
-            return order if size is None else np.resize(order, size)
-        members = self._balanced_members(stream, size or self.length)
-        windows = None if windows is None else windows[members]
-        return self.view[members[_shuffled(stream.words(SLOTS, len(members)), windows)]]
-
-    def endless(self, start: int, stop: int) -> Indices:
-        """Slots start..stop-1 of the sequence of all passes, without making the passes before."""
-        length = self.length
-        first = start // length
-        passes = [self.one_pass(number) for number in range(first, -(-stop // length))]
-        return np.concatenate(passes)[start - first * length : stop - first * length]
-
-    def _balanced_members(self, stream: _Stream, size: int) -> Indices:
-        """(size,) positions in the view, grouped by class: smaller classes more than once."""
-        assert self.labels is not None
-        group = self.labels[self.view] - NO_LABEL           # group 0 has no label
-        counts = np.bincount(group)
-        present = np.flatnonzero(counts[1:]) + 1
-        slots = np.zeros_like(counts)
-        if present.size:
-            slots[0] = counts[0]
-            each, left = divmod(size - counts[0], present.size)
-            slots[present] = each
-            slots[present[_shuffled(stream.words(EXTRA, present.size))[:left]]] += 1
-        else:
-            slots[0] = size
-        times, once_more = np.divmod(slots, np.maximum(counts, 1))
-        # The order within a group is random, so its first members are a fair draw of those that occur once more.
-        repeats = np.repeat(
-            np.stack([times + 1, times], axis=1).ravel(), np.stack([once_more, counts - once_more], axis=1).ravel()
-        )
-        return np.repeat(_shuffled(stream.words(MEMBERS, len(group)), group), repeats)
-
-    def _windows(self, stream: _Stream) -> Indices | None:
-        """(n,) which window each position of the view belongs to, None where there is one window only."""
-        if self.shard is None or not self.window_shards:
-            return None
-        shard = self.shard[self.view]
-        present = np.flatnonzero(np.bincount(shard))
-        if present.size <= self.window_shards:
-            return None
-        turn = np.zeros(present[-1] + 1, dtype=np.int64)
-        turn[present[_shuffled(stream.words(SHARDS, present.size))]] = np.arange(present.size)
-        return (turn // self.window_shards)[shard]
-
-
-def _shuffled(words: Words, group: Indices | None = None) -> Indices:
-    """(n,) positions 0..n-1: groups in increasing order, shuffled inside each group; one random word a position.
-
-    One sort of whole words: group in the upper bits, position in the lower ones, random bits between. That is several
-    times faster than sorting positions by keys, and the result does not hang on how a sort treats equal keys. With
-    2**20 positions and 2**10 groups 34 random bits are left; where two are equal the positions keep their order.
-    """
-    position_bits = max(len(words) - 1, 0).bit_length()
-    group_bits = 0 if group is None else int(group.max(initial=0)).bit_length()
-    assert position_bits + group_bits < WORD_BITS
-    keys = words >> np.uint64(group_bits + position_bits)
-    keys <<= np.uint64(position_bits)
-    keys |= np.arange(len(words), dtype=np.uint64)
-    if group is not None and group_bits:
-        keys |= group.astype(np.uint64) << np.uint64(WORD_BITS - group_bits)
-    keys.sort()
-    keys &= np.uint64(2**position_bits - 1)
-    return keys.view(np.int64)
-
-
-def _number_in_group(sizes: Indices) -> Indices:
-    """(sum of sizes,) 0, 1, 2, ... within each of consecutive groups."""
-    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise InputError(f"batch_size: {batch_size} is less than 1")

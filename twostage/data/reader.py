@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
@@ -25,6 +25,8 @@ ADVICE: Final = 128 << 10
 """bytes of one announcement: of a longer one, Linux reads only the first `read_ahead_kb` (128 unless set otherwise)"""
 MIN_SHARE: Final = 16
 """samples; fewer are not worth another thread"""
+READ_AHEAD: Final = 64 << 20
+"""bytes of coming samples that the kernel is told about"""
 
 
 class ShardReader:
@@ -51,7 +53,7 @@ class ShardReader:
 
         Raises:
             InputError: a shard is missing or shorter than samples.parquet says.
-            OSError: the storage failed.
+            OSError: the storage failed; names the shard.
         """
         return self.submit(indices).result()
 
@@ -82,16 +84,18 @@ class ShardReader:
         return [self._read_one(index, shard, offset, size) for index, shard, offset, size in rows]
 
     def _read_one(self, index: int, shard: int, offset: int, size: int) -> Bytes:
-        opened = self._shard(shard, index)
-        data = os.pread(opened.fd, size, offset)
+        opened, data = self._shard(shard, index), b""
         while len(data) < size:                         # a signal or a network file system may cut a read short
-            more = os.pread(opened.fd, size - len(data), offset + len(data))
+            try:
+                more = os.pread(opened.fd, size - len(data), offset + len(data))
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._dataset.shard_paths[shard])) from error
             if not more:
                 raise InputError(
                     f"sample {index}: {self._dataset.shard_paths[shard]} ends after {len(data)} of its {size} bytes "
                     f"at offset {offset}; {self._remedy()}"
                 )
-            data += more
+            data = data + more if data else more
         return np.frombuffer(data, dtype=np.uint8)
 
     def _shard(self, shard: int, index: int) -> _OpenShard:
@@ -151,6 +155,52 @@ class PendingRead:
         """Drops what has not begun."""
         for _, future in self._parts:
             future.cancel()
+
+
+class ReadAhead:
+    """Reads the bytes of a plan's coming batches, and tells the kernel of those that come later."""
+
+    def __init__(
+        self, reader: ShardReader, dataset: Dataset, plan: Indices | Sequence[Indices], first_step: int, depth: int
+    ) -> None:
+        """Begins nothing yet.
+
+        Args:
+            plan: (steps, b) sample indices, or one array for each step; at least one step from `first_step` on.
+            depth: batches that are read ahead.
+        """
+        self._reader, self._plan, self._depth = reader, plan, depth
+        self._reads: deque[tuple[int, Indices, PendingRead]] = deque()
+        self._next = self._advised = first_step
+        batch_bytes = max(1, int(dataset.size[plan[first_step]].sum()))
+        self._horizon = max(2 * depth, READ_AHEAD // batch_bytes)
+
+    def ready(self, *, wait: bool) -> bool:
+        """Whether the next batch's bytes are there; where `wait`, whether there is a next batch at all."""
+        self._advise()
+        while len(self._reads) < self._depth and self._next < len(self._plan):
+            index = np.asarray(self._plan[self._next])
+            self._reads.append((self._next, index, self._reader.submit(index)))
+            self._next += 1
+        return bool(self._reads) and (wait or self._reads[0][2].done())
+
+    def take(self) -> tuple[int, Indices, list[Bytes]]:
+        """Step, indices and bytes of the next batch. Raises what ShardReader.read raises."""
+        step, index, read = self._reads.popleft()
+        return step, index, read.result()
+
+    def cancel(self) -> None:
+        """Drops what is not yet read."""
+        for _, _, read in self._reads:
+            read.cancel()
+
+    def _advise(self) -> None:
+        if self._advised - self._next > self._horizon // 2:
+            return
+        stop = min(len(self._plan), self._next + self._horizon)
+        if stop > self._advised:
+            self._reader.advise(np.concatenate([self._plan[step] for step in range(self._advised, stop)]))
+            self._advised = stop
 
 
 class _OpenShard:

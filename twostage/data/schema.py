@@ -219,4 +219,7 @@ def read_marker(dataset: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({error}): build the dataset again") from error
     if kind != "twostage-dataset" or version != FORMAT_VERSION:
         raise InputError(f"{path}: format {kind!r} version {version}, this program reads version {FORMAT_VERSION}")
+    for key in ("num_samples", "num_shards", "splits", "samples_sha256"):
+        if key not in marker:
+            raise InputError(f"{path} is damaged (no {key!r}): build the dataset again")
     return marker

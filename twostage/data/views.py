@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -45,8 +46,9 @@ def open_views(dataset: Dataset, config: DataConfig, rng_seed: int) -> Views:
 
     Raises:
         InputError: a split or label column is missing, label columns disagree about the classes, a training label is
-            missing for a whole class, or there is only one class.
+            missing for a whole class, there is only one class, or one split serves two purposes.
     """
+    _check_splits(config)
     given = dataset.labels(config.labels)
     digests = {"dataset.samples": dataset.digest}
     digests[f"dataset.labels.{config.labels}"] = dataset.labels_digest(config.labels)
@@ -55,8 +57,8 @@ def open_views(dataset: Dataset, config: DataConfig, rng_seed: int) -> Views:
         column = dataset.labels(config.clean_labels)
         if column.class_names != given.class_names:
             raise InputError(
-                f"label columns {config.labels!r} and {config.clean_labels!r} of {dataset.path} differ in their classes: "
-                f"{list(given.class_names)} and {list(column.class_names)}"
+                f"label columns {config.labels!r} and {config.clean_labels!r} of {dataset.path} differ in their "
+                f"classes: {list(given.class_names)} and {list(column.class_names)}"
             )
         clean = column.dense(len(dataset))
         digests[f"dataset.labels.{config.clean_labels}"] = dataset.labels_digest(config.clean_labels)
@@ -85,3 +87,16 @@ def open_views(dataset: Dataset, config: DataConfig, rng_seed: int) -> Views:
         held_out=config.holdout is not None,
         digests=digests,
     )
+
+
+def _check_splits(config: DataConfig) -> None:
+    """What is trained on or chosen by must not be what the final figures are taken from."""
+    used = [("train_split", config.train_split), ("test_split", config.test_split)]
+    if config.holdout is None:
+        used.append(("val_split", config.val_split))
+    for (one, split), (other, same) in combinations(used, 2):
+        if split == same:
+            raise InputError(
+                f"data.{one} and data.{other} are both {split!r}: their samples must not be the same; choose another "
+                "split, or set data.holdout to validate on a part of the training split"
+            )

@@ -23,6 +23,7 @@ from twostage.data.loader import ImageLoader, open_loader
 from twostage.data.schema import InputError
 from twostage.data.views import Views, open_views
 from twostage.models import build_model
+from twostage.runtime.mean_image import mean_image
 from twostage.runtime.world import World, agree, start
 
 
@@ -49,8 +50,11 @@ class Session:
         """A per-sample table on the device, to be gathered from by sample index."""
         return torch.as_tensor(values, device=self.world.device)
 
-    def new_model(self) -> nn.Module:
+    def new_model(self, *, output_norm: bool = False) -> nn.Module:
         """The configured network with new weights that follow from rng_seed alone, the same on every rank.
+
+        Args:
+            output_norm: puts BatchNorm behind the outputs, for losses that need them bounded.
 
         Raises:
             InputError: no such network, or the factory does not fit.
@@ -67,6 +71,8 @@ class Session:
             )
         except (ValueError, ImportError) as error:
             raise InputError(f"model.name: {error}") from error
+        if output_norm:
+            model = nn.Sequential(model, nn.BatchNorm1d(self.views.num_classes))
         if self.world.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)    # type: ignore[call-overload]
         return model.to(self.world.device)
@@ -129,5 +135,12 @@ def open_session(config: Config) -> Session:
     views = open_views(dataset, config.data, config.run.rng_seed)
     agree(json.dumps(flat(dataclasses.asdict(config)), sort_keys=True), "configuration", world)
     agree(json.dumps(views.digests, sort_keys=True), "dataset", world)
-    loader = open_loader(dataset, config.augment, config.loader, world.device)
+    loader = open_loader(
+        dataset,
+        config.augment,
+        config.loader,
+        world.device,
+        half=world.device.type == "cuda" and config.runtime.precision != "fp32",
+        mean_image=mean_image(config, views, world) if config.augment.mean == "image" else None,
+    )
     return Session(config=config, accelerator=accelerator, world=world, views=views, loader=loader)

@@ -1,0 +1,195 @@
+"""The DALI pipeline: decodes a batch once, cuts windows out of it, and hands them to torch without a copy.
+
+The only file that imports DALI. DALI decides nothing: what is decoded, which window is cut out and what is mirrored
+comes in as data, so a pipeline has no state, and one serves every epoch (to build it again and again leaks GPU memory).
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, types
+from PIL import Image
+from torch.utils.dlpack import from_dlpack
+
+from twostage.config import AugmentConfig, LoaderConfig
+from twostage.data.augment import Bools, Ints, dali_scale
+from twostage.data.plan import Indices
+from twostage.data.reader import Bytes
+
+Backend: TypeAlias = Literal["mixed", "hybrid", "cpu"]
+"""mixed: the GPU decodes and augments; hybrid: the CPU decodes, the GPU augments; cpu: the CPU does both"""
+Window: TypeAlias = tuple[Ints, Ints, Bools]
+"""top, left, mirror of a batch"""
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A batch under way."""
+
+    index: Indices
+    data: list[Bytes]
+
+
+class DecodePipeline:
+    """Decodes once and cuts `num_views` windows; with none, it gives the resized images as they are."""
+
+    def __init__(
+        self,
+        augment: AugmentConfig,
+        loader: LoaderConfig,
+        backend: Backend,
+        device: torch.device,
+        *,
+        resizes: bool,
+        num_views: int,
+        max_batch_size: int,
+        half: bool,
+    ) -> None:
+        """Builds the pipeline; on a GPU that takes about a second.
+
+        Args:
+            resizes: whether a size is fed with each batch, to which its images are resized.
+            num_views: windows cut out of each image.
+            half: whether views are float16 instead of float32.
+        """
+        self.in_flight: deque[Fed] = deque()
+        self.max_batch_size = max_batch_size
+        self.turn = 0
+        self.failed = False
+        self._resizes = resizes
+        self._num_views = num_views
+        self._device = device if backend != "cpu" else torch.device("cpu")
+        # The dynamic executor runs as many batches as were scheduled. All that a depth does there is to make the very
+        # first schedule_run start so many at once, which fails where a plan has fewer.
+        self._pipe = Pipeline(
+            batch_size=max_batch_size,
+            num_threads=loader.decode_threads,
+            device_id=_device_id(device) if backend != "cpu" else None,
+            prefetch_queue_depth=1,
+            exec_dynamic=True,
+        )
+        with self._pipe:
+            encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+            images = _decoded(encoded, augment, loader, backend)
+            if resizes:
+                size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
+                images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+            views = [_view(images, number, augment, backend, half) for number in range(num_views)]
+            self._pipe.set_outputs(*(views or [images]), fn.peek_image_shape(encoded))
+        self._pipe.build()
+
+    def begin(self) -> int:
+        """Begins a pass: drops what an earlier one left behind, and returns the number by which to know one's own."""
+        self.drain()
+        self.turn += 1
+        return self.turn
+
+    def feed(self, fed: Fed, size: Ints, windows: Sequence[Window]) -> None:
+        """Starts on a batch; `size` is (b, 2) heights and widths after resizing."""
+        self._pipe.feed_input("encoded", fed.data)
+        if self._resizes:
+            self._pipe.feed_input("size", size.astype(np.float32))
+        for view, (top, left, mirror) in enumerate(windows):
+            self._pipe.feed_input(f"start{view}", np.stack([top, left], axis=1).astype(np.int32))
+            self._pipe.feed_input(f"mirror{view}", mirror.astype(np.int32))
+        self._pipe.schedule_run()
+        self.in_flight.append(fed)
+
+    def take(self) -> tuple[list[torch.Tensor], Ints]:
+        """Waits for the oldest batch.
+
+        Returns:
+            Its views, (b, channels, size, size), in channels-last memory where a GPU made them; or, without views, the
+            images, uint8 (b, height, width, channels). And the (b, 2) heights and widths that the images' headers say.
+
+        Raises:
+            RuntimeError: an image cannot be decoded; which one, DALI does not say.
+        """
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        self.in_flight.popleft()
+        try:
+            # Given the stream, DALI neither waits for the GPU nor reuses the memory before that stream is done with it.
+            *outputs, shapes = self._pipe.outputs(cuda_stream=stream)
+        except RuntimeError:
+            self.failed = True          # DALI goes on after an error, but says itself that it does not vouch for it
+            raise
+        # DALI's executor gives each batch memory of its own, which the tensor keeps alive
+        tensors = [from_dlpack(output.as_tensor()) for output in outputs]
+        if stream is not None and self._num_views:
+            tensors = [view.permute(0, 3, 1, 2) for view in tensors]    # HWC memory seen as CHW is channels-last
+        return tensors, np.array(shapes.as_tensor())[:, :2]
+
+    def drain(self) -> None:
+        """Waits for what is under way and drops it; an error in a batch that nobody asked for is nobody's."""
+        while self.in_flight:
+            try:
+                self.take()
+            except RuntimeError:
+                continue
+
+
+def choose_backend(device: torch.device, loader: LoaderConfig) -> Backend:
+    """Where images for `device` are decoded; says so in one line where a GPU is there but DALI cannot use it."""
+    if device.type != "cuda":
+        return "cpu"
+    backend: Backend = "mixed" if loader.decoder == "auto" else "hybrid"
+    tiny = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(tiny, "jpeg")
+    data = [np.frombuffer(tiny.getvalue(), dtype=np.uint8)]
+    try:
+        trial = DecodePipeline(
+            AugmentConfig(), loader, backend, device, resizes=False, num_views=0, max_batch_size=1, half=False
+        )
+        trial.feed(Fed(np.zeros(1, dtype=np.int64), data), np.array([[16, 16]]), [])
+        trial.take()
+    except Exception as error:          # whatever DALI, CUDA or the driver throw
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(
+            f"DALI cannot use {device}: {reason[0]} Images are decoded and augmented on the CPU, which is slower; "
+            "check that the driver suits the installed nvidia-dali-cuda wheel.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return "cpu"
+    return backend
+
+
+def _decoded(encoded: Any, augment: AugmentConfig, loader: LoaderConfig, backend: Backend) -> Any:
+    share: dict[str, Any] = {"hw_decoder_load": loader.hw_decoder_load} if backend == "mixed" else {}
+    images = fn.decoders.image(
+        encoded,
+        device="mixed" if backend == "mixed" else "cpu",
+        output_type={"rgb": types.RGB, "gray": types.GRAY}[augment.channels],
+        **share,
+    )
+    return images.gpu() if backend == "hybrid" else images
+
+
+def _view(images: Any, number: int, augment: AugmentConfig, backend: Backend, half: bool) -> Any:
+    start = fn.external_source(name=f"start{number}", dtype=types.INT32, ndim=1)
+    mirror = fn.external_source(name=f"mirror{number}", dtype=types.INT32, ndim=0)
+    square = fn.slice(
+        images, start=start, shape=[augment.size] * 2, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+    )
+    mean, std = dali_scale(augment)
+    return fn.crop_mirror_normalize(
+        square,
+        mirror=mirror,
+        dtype=types.FLOAT16 if half else types.FLOAT,
+        output_layout="CHW" if backend == "cpu" else "HWC",
+        mean=mean,
+        std=std,
+    )
+
+
+def _device_id(device: torch.device) -> int:
+    index: Any = torch.cuda.current_device() if device.index is None else device.index
+    return int(index)
