@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data_prep.structure import exif_orientation, jpeg_fault, png_fault
+from data_prep.structure import exif_orientation, jpeg_start, png_fault
 
 Image.MAX_IMAGE_PIXELS = None            # Pillow's own cap cannot be set per call; ours is checked from the header
 
@@ -59,7 +59,9 @@ class Limits:
     max_bytes: int
     max_pixels: int
     decode: bool
-    """decode each image completely; else only its header is read"""
+    """decode each image completely; else only its header is read, and a JPEG without its end marker is decoded"""
+    whole: bool = True
+    """the bytes are a whole file; if not, a missing end is no fault"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,24 +98,52 @@ def check_image(data: bytes, limits: Limits, encoding: Encoding | None = None) -
         raise RejectionError("empty", "0 bytes")
     if len(data) > limits.max_bytes:
         raise RejectionError("too_large", f"{len(data)} bytes, the limit is {limits.max_bytes}")
+    if encoding is None and not limits.decode and (checked := _check_jpeg_header(data, limits)):
+        return checked
     with _open(data) as image:
         width, height = image.size
-        if width * height > limits.max_pixels:
-            raise RejectionError("too_many_pixels", f"{width} x {height} pixels, the limit is {limits.max_pixels}")
+        _check_pixels(width, height, limits)
         image_format = _FORMATS[str(image.format)]
         if encoding is not None:
             return _encode(image, encoding)
-        if limits.decode:
+        if limits.decode or (image_format == "jpeg" and limits.whole and not _has_end(data, jpeg_start(data).scan)):
             # A JPEG's integrity lies in its entropy code, which is decoded in full at any scale; at 1/8 the rest
             # (inverse DCT, colour) costs little.
             image.draft(None, (1, 1))
             _decode(image)
-        fault = {"jpeg": jpeg_fault, "png": png_fault}.get(image_format)
+        fault = {"jpeg": _jpeg_fault, "png": png_fault}.get(image_format)
         if fault is not None and (text := fault(data)):
             raise RejectionError("truncated" if text.startswith("ends") else "damaged", text)
         if exif_orientation(image.info.get("exif")) >= 5:
             width, height = height, width
         return CheckedImage(data, image_format, width, height)
+
+
+def _check_jpeg_header(data: bytes, limits: Limits) -> CheckedImage | None:
+    """The same answer from the marker segments alone, five times as fast; None where Pillow had better look at it."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    start = jpeg_start(data)
+    if start.fault or not (start.width and start.height) or (limits.whole and not _has_end(data, start.scan)):
+        return None
+    _check_pixels(start.width, start.height, limits)
+    if exif_orientation(start.exif) >= 5:
+        return CheckedImage(data, "jpeg", start.height, start.width)
+    return CheckedImage(data, "jpeg", start.width, start.height)
+
+
+def _has_end(data: bytes, start: int) -> bool:
+    """Whether a JPEG's end marker stands anywhere; bytes may follow it."""
+    return data.endswith(b"\xff\xd9") or data.find(b"\xff\xd9", start) >= 0
+
+
+def _check_pixels(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise RejectionError("too_many_pixels", f"{width} x {height} pixels, the limit is {limits.max_pixels}")
+
+
+def _jpeg_fault(data: bytes) -> str:
+    return jpeg_start(data).fault
 
 
 def _open(data: bytes) -> Image.Image:

@@ -1,46 +1,65 @@
 """What DALI minds in an image file and Pillow does not, found by decoding damaged files with both.
 
-Pure functions on the bytes of a file that Pillow has already opened.
+Pure functions on the bytes of a file.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from typing import Final
+from typing import Final, NamedTuple
 
 _EXIF_HEADER: Final = b"Exif\0\0"
 _ORIENTATION: Final = 0x0112
+_USUAL_FRAMES: Final = (0xC0, 0xC1, 0xC2)            # baseline, extended, progressive; all with Huffman codes
 _ENTRY_TYPES: Final = {1: "B", 3: "H", 4: "I"}       # EXIF type -> struct code: BYTE, SHORT, LONG
 
 
-def jpeg_fault(data: bytes) -> str:
-    """Says what is wrong with the marker segments up to the first scan, or "".
+class JpegStart(NamedTuple):
+    """What the marker segments of a JPEG file up to its first scan say."""
+
+    fault: str = ""
+    """what is wrong with them, or "" """
+    scan: int = 0
+    """where the first scan begins"""
+    width: int = 0
+    """pixels as stored, before EXIF orientation; 0 if there is no frame header of a usual kind"""
+    height: int = 0
+    exif: bytes | None = None
+
+
+def jpeg_start(data: bytes) -> JpegStart:
+    """Reads the marker segments up to the first scan.
 
     libjpeg skips bytes between segments, DALI's parser fails. Two EXIF segments with different orientations
     make DALI 2.4 crash (the shape is taken from one, the pixels from the other).
     """
-    position, num_exif = 2, 0
+    position, width, height = 2, 0, 0
+    exif: bytes | None = None
     while position + 4 <= len(data):
         if data[position] != 0xFF:
-            return f"no marker at byte {position}"
+            return JpegStart(f"no marker at byte {position}")
         marker = data[position + 1]
         if marker == 0xFF:                           # fill byte
             position += 1
             continue
         if marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # stands without a length, so not between these segments
-            return f"marker 0xff{marker:02x} at byte {position}, before the first scan"
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
+            return JpegStart(f"marker 0xff{marker:02x} at byte {position}, before the first scan")
+        length = data[position + 2] << 8 | data[position + 3]
         if length < 2:
-            return f"a segment of length {length} at byte {position}"
+            return JpegStart(f"a segment of length {length} at byte {position}")
         if marker == 0xDA:                           # start of scan
-            return ""
-        if marker == 0xE1 and data.startswith(_EXIF_HEADER, position + 4):
-            num_exif += 1
-            if num_exif > 1:
-                return "more than one EXIF segment"
+            return JpegStart("", position, width, height, exif)
+        if marker in _USUAL_FRAMES and position + 10 <= len(data):
+            precision, stored_height, stored_width, components = struct.unpack_from(">BHHB", data, position + 4)
+            if precision == 8 and components in (1, 3, 4):
+                width, height = stored_width, stored_height
+        elif marker == 0xE1 and data.startswith(_EXIF_HEADER, position + 4):
+            if exif is not None:
+                return JpegStart("more than one EXIF segment")
+            exif = data[position + 4 : position + 2 + length]
         position += 2 + length
-    return "ends before the first scan"
+    return JpegStart("ends before the first scan")
 
 
 def png_fault(data: bytes) -> str:

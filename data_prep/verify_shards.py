@@ -10,7 +10,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -152,7 +152,7 @@ def _check_member(descriptor: int, rows: ShardRows, row: int, quick: bool) -> st
             return f"the padding after the image, at byte {offset + size}, was changed: it should be zeros"
     try:
         try:
-            image = check_image(data, NO_LIMITS)
+            image = check_image(data, replace(NO_LIMITS, whole=len(data) == size))
         except RejectionError:
             if len(data) == size:
                 raise

@@ -1,0 +1,93 @@
+"""The command line `data-prep`: see `python -m data_prep --help`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import sys
+from importlib.metadata import version
+from typing import Final, NoReturn
+
+from twostage.data.schema import InputError, nearest
+
+VERBS: Final = ("build", "merge", "noise", "verify", "synth", "digits")       # each is a module of this package
+USAGE: Final = """usage: python -m data_prep VERB ...        (or: data-prep VERB ...)
+
+Make datasets for twostage: checked images in tar shards, everything else in Parquet tables.
+
+  build       images -> dataset: a folder per class, MNIST files, or a CSV or Parquet table
+  merge       put together what several machines built in parts
+  noise       a new label column with wrong labels, by a transition matrix
+  verify      find everything that is wrong in a dataset, and say how to mend it
+  synth       photo-like JPEGs in any number, for load tests
+  digits      scikit-learn's handwritten digits as image files, for a demo without downloads
+
+examples:
+  python -m data_prep build photos data/photos --format folder      photos/cat/1.jpg, photos/dog/2.jpg, ...
+  python -m data_prep build photos data/photos --format folder --dry-run
+  python -m data_prep build labels.csv data/web --format table --short-side 256 --workers 8
+  python -m data_prep build mnist data/mnist --format mnist
+  python -m data_prep noise data/mnist --name noisy --kind symmetric --rate 0.4 --rng-seed 0
+  python -m data_prep verify data/mnist
+  python -m data_prep VERB --help
+
+A verb that was stopped goes on where it was when the same command is given again.
+
+exit codes: 0 done; 1 the machine failed (no space, ...), or verify found something; 2 wrong input; 130 interrupted
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes come out like all others, as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError instead of printing the usage and leaving."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(version("twostage"))
+        return 0
+    verb = arguments[0]
+    try:
+        if verb not in VERBS:
+            raise InputError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
+        return _run(verb, arguments[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {_explain(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    module = importlib.import_module(f"data_prep.{verb}")
+    parser = Parser(prog=f"python -m data_prep {verb}", allow_abbrev=False)
+    module.add_arguments(parser)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options = [option for option in parser.format_help().replace(",", " ").split() if option.startswith("--")]
+        raise InputError(f"{verb}: unknown argument {unknown[0]!r}; {nearest(unknown[0], set(options))}")
+    code: int = module.main(args)
+    return code
+
+
+def _explain(error: OSError) -> str:
+    if error.errno == errno.ENOSPC and "Make space" not in str(error):
+        return f"{error}. Make space and run the same command again"
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
