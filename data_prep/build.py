@@ -199,10 +199,19 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _check_places(source: Path, out: Path) -> None:
-    """OUT is new, empty, or of a build; and neither folder lies in the other."""
+    """OUT does not lie in SOURCE."""
     inner, outer = out.resolve(), source.resolve()
     if outer.is_dir() and (inner == outer or outer in inner.parents):
         raise InputError(f"OUT {out} lies in SOURCE {source}: a second run would find its own files there")
+    check_out(out)
+
+
+def check_out(out: Path) -> None:
+    """OUT is new, empty, or of a build.
+
+    Raises:
+        InputError: it is something else.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"OUT {out} is not a folder")
     if out.is_dir() and not (out / ".build").exists() and not (out / "dataset.json").exists():

@@ -64,18 +64,16 @@ def write_chunk(task: Task, chunk: int) -> ChunkResult:
     work = task.work
     positions = work.positions(chunk)
     places = work.inputs["place"].take(pa.array(positions)).to_pylist()
-    columns: dict[str, list[Any]] = {name: [] for name in CHUNK_SCHEMA.names[1:]}
+    found: list[tuple[Any, ...]] = []       # rows of CHUNK_SCHEMA, but for the position
     with TarWriter(work.tar_path(chunk)) as tar:
         index = work.chunk_start(chunk)
         for place in places:
             try:
-                row = _accept(task, place, tar, index)
+                found.append(_accept(task, place, tar, index))
                 index += 1
             except RejectionError as error:
-                row = (error.reason, error.detail, *[None] * 6, *task.reader.stamp(place))
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-    rows = pa.table([pa.array(positions), *columns.values()], schema=CHUNK_SCHEMA)
+                found.append((error.reason, error.detail, *[None] * 6, *task.reader.stamp(place)))
+    rows = pa.table([pa.array(positions), *zip(*found, strict=True)], schema=CHUNK_SCHEMA)
     if index == work.chunk_start(chunk):
         work.tar_path(chunk).unlink()
     old = work.read_rows(chunk)

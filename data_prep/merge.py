@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from data_prep.build import complete
+from data_prep.build import check_out, complete
 from data_prep.chunk import ChunkResult
 from data_prep.finish import is_whole
 from data_prep.inputs import some
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Copies what OUT lacks, finishes the shards and writes the tables; returns the exit code."""
     out: Path = args.out
-    for folder in (out, *args.parts)[0 if not args.parts else 1 :]:
+    if args.parts:
+        check_out(out)
+    for folder in args.parts or [out]:
         if not (folder / ".build" / "plan.json").exists():
             raise InputError(f"{folder} holds no part of a build: make one by `data_prep build SOURCE OUT --part I/N`")
     with locked(out / ".build", None):
@@ -78,7 +80,7 @@ def _check_same(work: Work, folder: Path) -> None:
     plan = Plan.read(folder / ".build" / "plan.json")
     problems = work.plan.differences(plan)
     if not problems and plan.inputs_sha256 != work.plan.inputs_sha256:
-        problems = [f"it has {plan.num_inputs} inputs, with other keys, labels or splits, and not {work.plan.num_inputs}"]
+        problems = [f"its {plan.num_inputs} inputs have other keys, labels or splits than {work.plan.num_inputs} here"]
     if problems:
         raise InputError(f"{folder} is a part of another dataset than {work.out}: {'; '.join(problems)}")
 

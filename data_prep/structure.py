@@ -11,7 +11,9 @@ from typing import Final, NamedTuple
 
 _EXIF_HEADER: Final = b"Exif\0\0"
 _ORIENTATION: Final = 0x0112
-_USUAL_FRAMES: Final = (0xC0, 0xC1, 0xC2)            # baseline, extended, progressive; all with Huffman codes
+_SEGMENT: Final = struct.Struct(">HH").unpack_from   # marker, length
+_FRAME: Final = struct.Struct(">BHHB").unpack_from   # precision, height, width, number of components
+_USUAL_FRAMES: Final = (0xFFC0, 0xFFC1, 0xFFC2)      # baseline, extended, progressive; all with Huffman codes
 _ENTRY_TYPES: Final = {1: "B", 3: "H", 4: "I"}       # EXIF type -> struct code: BYTE, SHORT, LONG
 
 
@@ -34,27 +36,26 @@ def jpeg_start(data: bytes) -> JpegStart:
     libjpeg skips bytes between segments, DALI's parser fails. Two EXIF segments with different orientations
     make DALI 2.4 crash (the shape is taken from one, the pixels from the other).
     """
-    position, width, height = 2, 0, 0
+    position, width, height, end = 2, 0, 0, len(data) - 4
     exif: bytes | None = None
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return JpegStart(f"no marker at byte {position}")
-        marker = data[position + 1]
-        if marker == 0xFF:                           # fill byte
-            position += 1
-            continue
-        if marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # stands without a length, so not between these segments
-            return JpegStart(f"marker 0xff{marker:02x} at byte {position}, before the first scan")
-        length = data[position + 2] << 8 | data[position + 3]
-        if length < 2:
-            return JpegStart(f"a segment of length {length} at byte {position}")
-        if marker == 0xDA:                           # start of scan
-            return JpegStart("", position, width, height, exif)
-        if marker in _USUAL_FRAMES and position + 10 <= len(data):
-            precision, stored_height, stored_width, components = struct.unpack_from(">BHHB", data, position + 4)
+    while position <= end:
+        marker, length = _SEGMENT(data, position)
+        if marker in _USUAL_FRAMES and position <= end - 6 and length >= 2:
+            precision, stored_height, stored_width, components = _FRAME(data, position + 4)
             if precision == 8 and components in (1, 3, 4):
                 width, height = stored_width, stored_height
-        elif marker == 0xE1 and data.startswith(_EXIF_HEADER, position + 4):
+        elif marker < 0xFF00:
+            return JpegStart(f"no marker at byte {position}")
+        elif marker == 0xFFFF:                       # fill byte
+            position += 1
+            continue
+        elif marker < 0xFFC0 or 0xFFD0 <= marker <= 0xFFD9:     # stands alone, so not between these segments
+            return JpegStart(f"marker 0x{marker:04x} at byte {position}, before the first scan")
+        elif length < 2:
+            return JpegStart(f"a segment of length {length} at byte {position}")
+        elif marker == 0xFFDA:                       # start of scan
+            return JpegStart("", position, width, height, exif)
+        elif marker == 0xFFE1 and data.startswith(_EXIF_HEADER, position + 4):
             if exif is not None:
                 return JpegStart("more than one EXIF segment")
             exif = data[position + 4 : position + 2 + length]

@@ -44,7 +44,7 @@ class FileReader:
 
     def read(self, place: bytes, max_bytes: int) -> tuple[bytes, Stamp]:
         """See `Reader.read`."""
-        path = os.path.join(self._root, place)
+        path = place if place[:1] == b"/" else self._root + b"/" + place        # as join does, but fast
         try:
             descriptor = self._open(path)
         except OSError as error:
@@ -95,7 +95,8 @@ class FileReader:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         if self._allow_outside:
             return os.open(path, flags)
-        if not self.is_inside(os.path.dirname(path)):
+        folder = path[: path.rindex(b"/")]
+        if not self._inside.get(folder) and not self.is_inside(folder):
             raise RejectionError("outside", "its folder lies outside of SOURCE")
         try:
             return os.open(path, flags | os.O_NOFOLLOW)
