@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from twostage.config import MineConfig
 from twostage.data import schema
+from twostage.stage1.mine import mine
 
 Indices = npt.NDArray[np.int64]
 
@@ -75,42 +77,29 @@ def make_run(run: Path, dataset: Path, names: Sequence[str], clean: Indices, noi
     schema.write_json(run / "environment.json", {"command": "twostage run --config configs/demo/digits.yaml",
                                                  "python": "3.11", "packages": {"torch": "2.10"}, "gpus": []})
     predicted, probs = fake_ranking(clean, noisy, len(names))
-    _rank_and_mine(run, names, clean, noisy, predicted, probs)
+    mined = _rank_and_mine(run, names, clean, noisy, predicted, probs)
     for model, accuracy, steps in (("baseline_cross_entropy", 0.86, 300), ("pretrain", 0.9, 300), ("train", 0.97, 240)):
         _model(run, model, accuracy, steps, names)
+    figures = {"rank": {"samples": len(clean), "parts": 2}, "mine": mined}
     for stage in ("pretrain", "train", "rank", "mine", "baseline_cross_entropy"):
-        schema.write_json(run / stage / "done.json", {"inputs": {"dataset.samples": digest}, "results": {}})
+        marker = {"inputs": {"dataset.samples": digest}, "results": figures.get(stage, {})}
+        schema.write_json(run / stage / "done.json", marker)
 
 
 def _rank_and_mine(
     run: Path, names: Sequence[str], clean: Indices, noisy: Indices, predicted: Indices, probs: npt.NDArray[np.float32]
-) -> None:
+) -> dict[str, Any]:
     index, score = np.arange(len(clean)), probs[np.arange(len(clean)), noisy]
-    held_out = index % 10 == 9
+    score[noisy == schema.NO_LABEL] = 0
     table = pa.table({
         "index": index, "label": noisy, "predicted": predicted, "score": score,
-        "probs": pa.FixedSizeListArray.from_arrays(pa.array(probs.ravel()), len(names)), "held_out": held_out,
+        "probs": pa.FixedSizeListArray.from_arrays(pa.array(probs.ravel()), len(names)), "held_out": index % 10 == 9,
     })
-    for folder in ("rank", "mine"):
-        (run / folder).mkdir()
+    (run / "rank").mkdir()
     for part, rows in enumerate((slice(1, None, 2), slice(0, None, 2))):
         take = pa.array(index[rows])
         pq.write_table(table.take(take), run / "rank" / f"part-{part:05d}-of-00002.parquet")
-    agrees = (predicted == noisy) & ~held_out
-    kept = agrees & (score >= 0.9)
-    rows = []
-    for c, name in enumerate(names):
-        ours, mine = (noisy == c) & ~held_out, kept & (noisy == c)
-        right = clean == noisy
-        rows.append({
-            "class": c, "name": name, "images": int(ours.sum()), "consistent": int((agrees & ours).sum()),
-            "kept": int(mine.sum()), "threshold": float(score[mine].min()) if mine.any() else None,
-            "purity": float(right[mine].mean()) if mine.any() else None,
-            "coverage": float((mine & right).sum() / max(1, (ours & right).sum())),
-        })
-    pq.write_table(pa.Table.from_pylist(rows), run / "mine" / "classes.parquet")
-    seeds = pa.table({"index": index[kept], "label": noisy[kept], "score": score[kept]})
-    pq.write_table(seeds, run / "mine" / "seeds.parquet")
+    return mine(run / "rank", run / "mine", class_names=names, config=MineConfig(), clean=clean)[1]
 
 
 def _model(run: Path, model: str, accuracy: float, steps: int, names: Sequence[str]) -> None:
@@ -132,7 +121,9 @@ def _model(run: Path, model: str, accuracy: float, steps: int, names: Sequence[s
     k = len(names)
     confusion = np.array([rng.multinomial(36, np.where(np.arange(k) == c, accuracy, (1 - accuracy) / (k - 1)))
                           for c in range(k)])
-    figures = {"accuracy": float(np.trace(confusion) / confusion.sum()), "per_class": (np.diag(confusion) / 36).tolist(),
-               "confusion": confusion.tolist(), "num_samples": int(confusion.sum()), "class_names": list(names)}
+    figures = {
+        "accuracy": float(np.trace(confusion) / confusion.sum()), "per_class": (np.diag(confusion) / 36).tolist(),
+        "confusion": confusion.tolist(), "num_samples": int(confusion.sum()), "class_names": list(names),
+    }
     (run / "evaluate" / model).mkdir(parents=True)
     schema.write_json(run / "evaluate" / model / "test.json", figures)

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from twostage.data.dataset import Dataset
 from twostage.data.schema import InputError, file_digest, nearest
-from twostage.report.ranking import Ranking, read_ranking
+from twostage.report.ranking import Floats, Ranking, read_ranking
+from twostage.stage1.parts import Indices
 
-Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
 DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError, pa.ArrowException)
 
 TITLES: Final = {
@@ -74,8 +72,13 @@ class Run:
     curves: dict[str, dict[str, tuple[Floats, Floats]]] = field(default_factory=dict)
     """stage -> metric -> (steps, values)"""
     classes: list[ClassRow] = field(default_factory=list)
+    mined: dict[str, Any] = field(default_factory=dict)
+    """figures of `mine` over all classes"""
     ranking: Ranking | None = None
+    """of the samples that stage 1 was trained on"""
     dataset: Dataset | None = None
+    made_by: list[str] = field(default_factory=list)
+    """the commands that made the dataset and the labels that are trained on"""
     digests: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     """in words, for the reader: what could not be read"""
@@ -123,8 +126,10 @@ def collect(path: Path) -> Run:
     for stage in _ordered(p.parent.name for p in path.glob("*/metrics.jsonl")):
         run.curves[stage] = run.read(path / stage / "metrics.jsonl", read_metrics) or {}
     run.classes = run.read(path / "mine" / "classes.parquet", _classes) or []
+    run.mined = run.read(path / "mine" / "done.json", lambda p: dict(_json(p)["results"])) or {}
     run.digests = _recorded_digests(run)
     run.dataset = _dataset(run)
+    run.made_by = _made_by(run)
     run.ranking = _ranking(run)
     files = [*(f"{name}/model.safetensors" for name in TITLES), "mine/seeds.parquet", "mine/val.parquet"]
     run.digests |= {name: file_digest(path / name) for name in files if (path / name).exists()}
@@ -252,21 +257,30 @@ def _dataset(run: Run) -> Dataset | None:
     return dataset
 
 
+def _made_by(run: Run) -> list[str]:
+    if run.dataset is None:
+        return []
+    dataset, name = run.dataset, setting(run, "data", "labels")
+    column = run.read(dataset.path, lambda _: dataset.labels(str(name))) if name else None
+    commands = [str(command) for command in dataset.marker.get("made_by", [])]
+    return commands if column is None or column.how in commands else [*commands, column.how]
+
+
 def _ranking(run: Run) -> Ranking | None:
     folder, seeds = run.path / "rank", run.path / "mine" / "seeds.parquet"
     if not (folder / "done.json").exists():
         return None
     kept = run.read(seeds, lambda p: pq.read_table(p, columns=["index"])["index"].to_numpy())
-    ranking: Ranking | None = run.read(folder, lambda p: read_ranking(p, kept))
+    ranking: Ranking | None = run.read(folder, lambda p: read_ranking(p, [] if kept is None else kept).trained_on())
     clean = setting(run, "data", "clean_labels")
-    if ranking is None or run.dataset is None or not clean:
+    if ranking is None or run.dataset is None:
         return ranking
     dataset = run.dataset
     if len(ranking.index) and ranking.index[-1] >= len(dataset):
         run.notes.append("The ranking does not belong to the dataset that config.yaml names.")
         run.dataset = None
         return ranking
-    column = run.read(dataset.path, lambda _: dataset.labels(str(clean)))
+    column = run.read(dataset.path, lambda _: dataset.labels(str(clean))) if clean else None
     return ranking if column is None else replace(ranking, truth=column.dense(len(dataset))[ranking.index])
 
 

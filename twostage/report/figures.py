@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 Floats = npt.NDArray[np.float64]
 MAX_POINTS: Final = 300
+ROUND: Final = (1, 2, 2.5, 5, 10)       # ticks are round numbers
 
 # What is drawn with -> (in light mode, in dark mode). The page's style sheet has the same colours under the same names.
 COLOURS: Final = {
@@ -87,14 +88,14 @@ def curve_panel(lines: Sequence[Line], *, title: str, percent: bool = False) -> 
         elif percent:
             low = float(values.min()) if values.size else 0.0
             axes.set_ylim(max(0.0, low - 0.06) if low > 0.3 else 0.0, min(1.0, float(values.max()) + 0.04) or 1.0)
-            axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g} %"))
         else:
             axes.set_ylim(bottom=min(0.0, float(values.min())) if values.size else 0.0)
-            axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
         axes.set_xlabel("step", loc="right", labelpad=1)
         return Picture(_svg(figure), f"{title}. " + " ".join(_in_words(line, percent) for line in lines))
@@ -135,7 +136,7 @@ def ranking_panel(
         axes.set_ylim(0, 1.03)
         axes.set_xlim(0, max(1, len(scores)))
         axes.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=ROUND, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
         return Picture(_svg(figure), words + ".")
 

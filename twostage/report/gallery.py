@@ -17,7 +17,8 @@ from twostage.data.dataset import Dataset
 from twostage.data.schema import NO_LABEL
 from twostage.report.collect import Run
 from twostage.report.figures import Picture
-from twostage.report.ranking import Indices, Ranking
+from twostage.report.ranking import Ranking
+from twostage.stage1.parts import Indices
 
 MAX_IMAGES: Final = 480             # in one report
 MAX_PER_CLASS: Final = 12           # of either kind

@@ -13,13 +13,13 @@ from twostage.data.schema import write_aside
 from twostage.report.collect import Run, collect, setting, title_of
 from twostage.report.figures import Line, Picture, curve_panel, ranking_panel
 from twostage.report.gallery import gallery
+from twostage.report.matrices import noise, test_matrices
 from twostage.report.tables import (
     MODEL_COLOURS,
     STAGES,
-    class_notes,
     headlines,
     lowest_tenth,
-    matrices,
+    main_model,
     number,
     per_class,
     percent,
@@ -28,6 +28,7 @@ from twostage.report.tables import (
     seed_totals,
     share,
 )
+from twostage.report.words import balance_notes, class_notes, doubt_notes
 
 MAX_CLASSES_SHOWN: Final = 60       # with a ranking curve and a strip of images
 PANELS: Final = {       # metric -> (title, what stage it is drawn for, whether it is a share)
@@ -70,37 +71,47 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
 
 def render(run: Run) -> str:
     """The whole page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,            # of everything: the name of this template would not turn it on by itself
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "points": points, "number": number, "share": share}
     shown = _shown_classes(run)
     classes = per_class(run.tested)
     strips = gallery(run, run.ranking, run.dataset, shown) if run.ranking and run.dataset else []
+    lines, main = headlines(run.tested), main_model(run.tested)
     context = {
         "run": run,
         "title": run.path.resolve().name,
         "setting": lambda section, name: setting(run, section, name),
-        "headlines": headlines(run.tested),
+        "headlines": lines,
+        "main": next((line for line in lines if line.model is main), None),
         "reference": reference(run.tested),
         "colours": MODEL_COLOURS,
         "seeds": seed_totals(run),
         "class_notes": class_notes(run.tested),
+        "balance_notes": balance_notes(run.classes),
+        "doubt_notes": doubt_notes(run),
         "classes": classes,
         "floor": lowest_tenth([value for row in classes for _, _, value in row.accuracies]),
         "rankings": _rankings(run, shown),
         "strips": strips,
         "panels": {stage: _panels(run, stage, names) for stage, names in STAGES.items()},
-        "matrices": matrices(run),
+        "noise": noise(run),
+        "matrices": test_matrices(run),
         "environment": flat(run.environment),
         "missing": _missing(run),
         "hidden_classes": max(0, len(run.classes) - len(shown)),
     }
-    return environment.get_template("report.html.j2").render(context)
+    return page("report.html.j2", context)
+
+
+def page(template: str, context: dict[str, Any]) -> str:
+    """Fills a template; everything that comes from files or names is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,            # of everything: the name of these templates would not turn it on by itself
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "points": points, "number": number, "share": share}
+    return environment.get_template(template).render(context)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -6,10 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from twostage.report.collect import Run, Tested
-from twostage.report.ranking import Indices
 
 MODEL_COLOURS: Final = {
     "baseline_cross_entropy": "grey",
@@ -21,7 +18,14 @@ STAGES: Final = {
     "stage 1": ("baseline_cross_entropy", "baseline_balanced_cross_entropy", "pretrain"),
     "stage 2": ("train", "finetune"),
 }
-MAX_MATRIX: Final = 30              # classes of a matrix that can still be read
+SHORT: Final = {
+    "baseline_cross_entropy": "cross-entropy",
+    "baseline_balanced_cross_entropy": "balanced",
+    "pretrain": "stage 1",
+    "train": "two-stage",
+    "finetune": "fine-tuned",
+}
+"""what a model is called at the head of a narrow column"""
 
 
 @dataclass(frozen=True)
@@ -42,23 +46,9 @@ class ClassAccuracy:
     name: str
     num_samples: int | None
     accuracies: list[tuple[str, str, float]]
-    """(title, colour, accuracy) of each model, NaN where unknown"""
+    """(short title, colour, accuracy) of each model, NaN where unknown"""
     gain: float | None
     """last model against the reference"""
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A table of shares by row, with its largest entries off the diagonal."""
-
-    title: str
-    note: str
-    names: tuple[str, ...]
-    shares: list[list[float]] | None
-    """None where there are too many classes to read"""
-    counts: list[list[int]]
-    largest: list[tuple[str, str, int, float]]
-    """(row, column, count, share of the row)"""
 
 
 def wilson(accuracy: float, num_samples: int) -> tuple[float, float]:
@@ -83,28 +73,18 @@ def headlines(tested: list[Tested]) -> list[Headline]:
     ]
 
 
-def class_notes(tested: list[Tested]) -> list[str]:
-    """In words: where stage 2 helped most and least, and which class is still the worst."""
-    base = reference(tested)
-    last = next((m for m in reversed(tested) if m.name in STAGES["stage 2"]), None)
-    if base is None or last is None or last.per_class is None or not np.isfinite(last.per_class).any():
-        return []
-    names, notes = last.class_names, []
-    if base.per_class is not None and base.class_names == names:
-        gain = last.per_class - base.per_class
-        if np.isfinite(gain).any():
-            best, worst = int(np.nanargmax(gain)), int(np.nanargmin(gain))
-            notes.append(f"Largest gain: {names[best]} ({points(gain[best])} points).")
-            said = "Largest loss" if gain[worst] < 0 else "Smallest gain"
-            notes.append(f"{said}: {names[worst]} ({points(gain[worst])} points).")
-    lowest = int(np.nanargmin(last.per_class))
-    notes.append(f"Still the lowest with {last.title}: {names[lowest]} ({percent(last.per_class[lowest])}).")
-    return notes
-
-
 def reference(tested: list[Tested]) -> Tested | None:
     """What the others are compared with: ordinary training, or what comes nearest to it; None without any."""
     return next((model for model in tested if model.name in STAGES["stage 1"]), None)
+
+
+def main_model(tested: list[Tested]) -> Tested | None:
+    """What the run is about: the last model of stage 2, or else of stage 1; None where nothing was tested."""
+    for names in reversed(STAGES.values()):
+        found = [model for model in tested if model.name in names]
+        if found:
+            return found[-1]
+    return tested[-1] if tested else None
 
 
 def seed_totals(run: Run) -> dict[str, float | None] | None:
@@ -116,6 +96,7 @@ def seed_totals(run: Run) -> dict[str, float | None] | None:
     known = [row for row in rows if row.purity is not None]
     right = sum((row.purity or 0.0) * row.kept for row in known)
     purity = right / kept if kept and all(row.purity is not None for row in rows if row.kept) else None
+    purity = run.mined.get("purity", purity)        # as `mine` noted it, exact where some clean labels are not known
     before = rejected_wrong = None
     if run.ranking is not None and run.ranking.truth is not None:
         with_truth = run.ranking.truth >= 0
@@ -133,13 +114,17 @@ def per_class(tested: list[Tested]) -> list[ClassAccuracy]:
     if not known:
         return []
     models = [m for m in known if m.class_names == known[0].class_names]
-    base = reference(models)
+    base, last = reference(models), main_model(models)
     tables = {m.name: m.per_class for m in models if m.per_class is not None}
     counts = next((m.confusion.sum(axis=1).tolist() for m in models if m.confusion is not None), None)
     rows = []
     for c, name in enumerate(known[0].class_names):
-        values = [(m.title, MODEL_COLOURS.get(m.name, "green"), float(tables[m.name][c])) for m in models]
-        gain = values[-1][2] - float(tables[base.name][c]) if base is not None and base is not models[-1] else None
+        values = [
+            (SHORT.get(m.name, m.title), MODEL_COLOURS.get(m.name, "green"), float(tables[m.name][c])) for m in models
+        ]
+        gain = None
+        if base is not None and last is not None and last is not base:
+            gain = float(tables[last.name][c] - tables[base.name][c])
         rows.append(ClassAccuracy(name, counts[c] if counts else None, values, gain))
     return rows
 
@@ -147,32 +132,6 @@ def per_class(tested: list[Tested]) -> list[ClassAccuracy]:
 def lowest_tenth(accuracies: list[float]) -> float:
     """Where an axis of these accuracies begins: the tenth below all of them, 0.9 at most."""
     return max(0.0, min(0.9, math.floor(10 * min(filter(math.isfinite, accuracies), default=0.0)) / 10))
-
-
-def matrices(run: Run) -> list[Matrix]:
-    found = [
-        _matrix(f"Test images, {m.title}", "Rows: true class. Columns: predicted class.", m.confusion, m.class_names)
-        for m in run.tested
-        if m.confusion is not None
-    ]
-    if run.ranking is not None and run.class_names:
-        size, ranking = len(run.class_names), run.ranking
-        inside = (ranking.label < size) & (ranking.predicted < size)
-        counts = np.bincount(ranking.label[inside] * size + ranking.predicted[inside], minlength=size * size)
-        note = "Rows: label as given. Columns: what stage 1 predicts. Off the diagonal lies the noise that it sees."
-        found.append(_matrix("Training labels", note, counts.reshape(size, size), run.class_names))
-    return found
-
-
-def _matrix(title: str, note: str, counts: Indices, names: tuple[str, ...]) -> Matrix:
-    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    off = np.where(np.eye(len(names), dtype=bool), 0, counts)
-    order = np.argsort(-off, axis=None, kind="stable")[:5 if len(names) <= MAX_MATRIX else 20]
-    cells = [divmod(int(flat_index), len(names)) for flat_index in order]
-    largest = [(names[r], names[c], int(off[r, c]), float(shares[r, c])) for r, c in cells if off[r, c]]
-    if len(names) > MAX_MATRIX:
-        return Matrix(title, note, names, None, [], largest)
-    return Matrix(title, note, names, shares.tolist(), counts.tolist(), largest)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
