@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -131,15 +132,24 @@ def make_images(plan: Plan, job: Job) -> Done:
     missing = [number for number in numbers if _size(plan.path(number)) == 0]
     num_bytes = 0
     if missing:
-        os.makedirs(folder, exist_ok=True)              # noqa: PTH103  (pathlib is slow beside one image)
+        _prepare(folder, missing)
     for number in missing:
         data = _painter(plan).jpeg(number, plan.comment.encode())
-        aside = f"{folder}/.{number}.tmp"
+        aside = f"{folder}/.{number}.{os.getpid()}.tmp"
         with open(aside, "wb") as file:                 # noqa: PTH123  (buffered: else a full disk cuts it silently)
             file.write(data)
         os.replace(aside, plan.path(number))            # noqa: PTH105
         num_bytes += len(data)
     return Done(len(numbers), len(missing), num_bytes)
+
+
+def _prepare(folder: str, missing: list[int]) -> None:
+    """Makes the folder, and removes what killed processes were writing aside for the missing files."""
+    os.makedirs(folder, exist_ok=True)                  # noqa: PTH103  (pathlib is slow beside one image)
+    wanted = set(map(str, missing))
+    for name in os.listdir(folder):                     # noqa: PTH208
+        if name.startswith(".") and name.endswith(".tmp") and name.split(".")[1] in wanted:
+            os.unlink(f"{folder}/{name}")               # noqa: PTH108
 
 
 @lru_cache(maxsize=1)
@@ -231,6 +241,18 @@ def _comment(file: Path) -> str | None:
         return None
 
 
+def _end_with_parent() -> None:
+    """Makes a worker process end when its parent is killed; it would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _run(plan: Plan, num: int, workers: int) -> Iterator[Done]:
     """Does all jobs, in any order."""
     jobs = list_jobs(num, plan.classes)
@@ -238,7 +260,7 @@ def _run(plan: Plan, num: int, workers: int) -> Iterator[Done]:
         for job in jobs:
             yield make_images(plan, job)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         waiting: set[Future[Done]] = set()
         try:
             for job in jobs:

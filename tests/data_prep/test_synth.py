@@ -109,7 +109,8 @@ def test_killed_at_random_instants_and_run_again_gives_the_same(
 ) -> None:
     _, found = made
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "data_prep", "synth", out, "--num", NUM, "--size", "40x24", "--classes", CLASSES]
+    command = [sys.executable, "-m", "data_prep", "synth", out, "--num", NUM, "--size", "40x24", "--classes", CLASSES,
+               "--workers", 2]
     kills = 0
     for pause in np.random.default_rng().uniform(0.0, 0.04, 4):
         process = subprocess.Popen(list(map(str, command)), cwd=Path(__file__).parents[2])
