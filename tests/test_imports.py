@@ -24,6 +24,7 @@ LAYERS = {          # a module may import modules of its own layer's number or o
     "twostage.stage2": 3,
     "twostage.report": 3,
     "twostage.baselines": 4,
+    "twostage.reproduce": 4,
     "twostage.verbs": 4,
     "twostage.cli": 4,
     "twostage.__main__": 4,

@@ -14,17 +14,10 @@ import yaml
 
 from twostage.config import Config
 from twostage.data.schema import InputError, file_digest, write_aside, write_json
+from twostage.rows import titles
 
 if TYPE_CHECKING:
     from twostage.runtime.session import Session
-
-TITLES = {
-    "baseline_cross_entropy": "cross-entropy",
-    "baseline_balanced_cross_entropy": "balanced cross-entropy",
-    "pretrain": "balanced cross-entropy (stage 1)",
-    "train": "two-stage",
-}
-
 
 def pretrain(config: Config) -> int:
     """Stage 1, first step: train on the noisy labels."""
@@ -135,17 +128,18 @@ def _mine(config: Config) -> None:
         raise InputError(f"{rank_dir} holds no complete ranking: run `twostage rank` first")
     dataset = Dataset.open(config.data.dataset)
     labels = dataset.labels(config.data.labels)
-    clean = config.data.clean_labels and dataset.labels(config.data.clean_labels).dense(len(dataset))
+    known = config.data.clean_labels
+    clean = None if known is None else dataset.labels(known).dense(len(dataset))
     inputs = {
         **stage.plain(config.mine, "mine."),
         **{part.name: file_digest(part) for part in sorted(rank_dir.glob("part-*.parquet"))},
-        "clean_labels": config.data.clean_labels and dataset.labels_digest(config.data.clean_labels),
+        "clean_labels": None if known is None else dataset.labels_digest(known),
     }
     if stage.done(folder, inputs):
         print("mine: already done")
         return
     stage.begin(folder, inputs)
-    table, results = mine(rank_dir, folder, class_names=labels.class_names, config=config.mine, clean=clean or None)
+    table, results = mine(rank_dir, folder, class_names=labels.class_names, config=config.mine, clean=clean)
     stage.finish(folder, inputs, results)
     print(table)
 
@@ -154,38 +148,51 @@ def _train(session: Session) -> None:
     from twostage.stage2.train import train
 
     run_dir = session.run_dir
-    train(session, run_dir / "train", run_dir / "mine", run_dir / "pretrain" / "model.safetensors")
+    train(
+        session, run_dir / "train", session.config.train, run_dir / "mine", run_dir / "pretrain" / "model.safetensors"
+    )
 
 
 def _baselines(session: Session) -> None:
-    from twostage.stage1.pretrain import pretrain
+    if session.config.run.baselines:
+        from twostage.baselines import train_baselines
 
-    config = session.config.pretrain
-    for baseline in session.config.run.baselines:
-        balance = baseline == "balanced_cross_entropy"
-        if balance != config.balance:       # otherwise stage 1's own network is this baseline
-            folder = session.run_dir / f"baseline_{baseline}"
-            pretrain(session, folder, dataclasses.replace(config, balance=balance))
+        train_baselines(session)
 
 
 def _evaluate(session: Session) -> dict[str, Any]:
+    from twostage.baselines import has_output_norm
     from twostage.runtime.evaluation import evaluate
 
     results = {}
-    for name in TITLES:
-        weights = session.run_dir / name / "model.safetensors"
-        if (session.run_dir / name / "done.json").exists():
-            results[name] = evaluate(session, session.run_dir / "evaluate" / name, weights)
-            session.say(f"{TITLES[name]:34s} {100 * results[name]['accuracy']:6.2f} % of the test images right")
+    for name, title in titles().items():
+        folder = session.run_dir / name
+        if (folder / "done.json").exists():
+            results[name] = evaluate(
+                session,
+                session.run_dir / "evaluate" / name,
+                folder / "model.safetensors",
+                output_norm=has_output_norm(name),
+            )
+            session.say(f"{title:46s} {100 * results[name]['accuracy']:6.2f} % of the test images right")
     return results
 
 
 def _on_main(session: Session, action: Callable[[], None]) -> None:
-    from twostage.runtime.world import barrier
+    """Does something on the main process while the others wait; when it fails there, it fails on all."""
+    from twostage.runtime.world import gather_strings
 
+    problem: Exception | None = None
     if session.world.is_main:
-        action()
-    barrier(session.world)
+        try:
+            action()
+        except (InputError, OSError) as error:
+            problem = error
+    failed = gather_strings("" if problem is None else str(problem), session.world)[0]
+    if problem is not None:
+        raise problem
+    if failed:
+        raise InputError(failed)
 
 
 def _summarise(config: Config) -> None:
@@ -193,7 +200,7 @@ def _summarise(config: Config) -> None:
 
     run_dir = config.run.dir
     summary: dict[str, Any] = {"models": {}}
-    for name, title in TITLES.items():
+    for name, title in titles().items():
         figures = run_dir / "evaluate" / name / "test.json"
         if figures.exists():
             accuracy = json.loads(figures.read_text())["accuracy"]

@@ -156,8 +156,10 @@ def metrics_from(labels: Indices, predicted: Indices, class_names: Sequence[str]
     }
 
 
-def evaluate(session: Session, folder: Path, weights: Path) -> dict[str, Any]:
+def evaluate(session: Session, folder: Path, weights: Path, *, output_norm: bool = False) -> dict[str, Any]:
     """Tests a trained network on the test split; leaves `predictions.parquet` and `test.json`, and returns the latter.
+
+    `output_norm` says that the network was trained with BatchNorm behind its outputs.
 
     Done again without asking when anything changed since: it only derives from what is there.
 
@@ -169,7 +171,7 @@ def evaluate(session: Session, folder: Path, weights: Path) -> dict[str, Any]:
     marker = folder / "done.json"
     if stage.read_inputs(marker) == inputs and (found := stage.read_results(marker)) is not None:
         return found
-    model = session.new_model()
+    model = session.new_model(output_norm=output_norm)
     load_weights(weights, model)
     index, probs = predict(
         model,

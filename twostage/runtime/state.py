@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from twostage.config import PlateauConfig, RuntimeConfig
+from twostage.ensembling import TemporalEnsemble
 from twostage.runtime import checkpoint
 from twostage.runtime.optimizers import Plateau
 from twostage.runtime.world import World, all_reduce_sum, average_batchnorm
@@ -42,6 +43,8 @@ class TrainingState:
     plateau: Plateau
     meter: Meter
     scaler: torch.amp.GradScaler | None = None
+    memory: TemporalEnsemble | None = None
+    """what the method remembers of each sample"""
     epoch: int = 0
     step: int = 0
     """of the epoch: the next one to be taken"""
@@ -57,8 +60,9 @@ class TrainingState:
         plateau: PlateauConfig,
         meter: Meter,
         scaler: torch.amp.GradScaler | None,
+        memory: TemporalEnsemble | None = None,
     ) -> TrainingState:
-        return cls(model=model, optimizer=optimizer, plateau=Plateau(plateau), meter=meter, scaler=scaler)
+        return cls(model, optimizer, Plateau(plateau), meter, scaler, memory)
 
     def set_lr(self, lr: float) -> float:
         """Sets the epoch's learning rate, which plateaus may have lowered since; returns it."""
@@ -88,12 +92,15 @@ class TrainingState:
     def save(self, folder: Path, runtime: RuntimeConfig, rng_seed: int, world: World) -> None:
         """Writes a checkpoint; BatchNorm statistics are averaged over the ranks first, as one copy is kept."""
         average_batchnorm(self.model, world)
+        tensors = {"meter": all_reduce_sum(self.meter.sums, world), **_prefixed("best.", self.best)}
+        if self.memory is not None:
+            tensors |= _prefixed("memory.", self.memory.state_dict(lambda tensor: all_reduce_sum(tensor, world)))
         checkpoint.save(
             folder / "checkpoints",
             step=self.total_steps,
             model=self.model,
             optimizer=self.optimizer,
-            extra_tensors={"meter": all_reduce_sum(self.meter.sums, world), **_prefixed("best.", self.best)},
+            extra_tensors=tensors,
             state={
                 "epoch": self.epoch,
                 "step": self.step,
@@ -121,7 +128,9 @@ class TrainingState:
         tensors = found.tensors()
         # the meter was summed over all ranks: one rank goes on with the sum, the others from zero
         self.meter.sums = tensors["meter"].to(world.device) * (1.0 if world.is_main else 0.0)
-        self.best = {name.removeprefix("best."): v.to(world.device) for name, v in tensors.items() if name != "meter"}
+        self.best = {name: value.to(world.device) for name, value in _below("best.", tensors).items()}
+        if self.memory is not None:     # the running epoch was summed over all ranks too
+            self.memory.load_state_dict(_below("memory.", tensors), with_running_epoch=world.is_main)
         return found.step
 
     def kept_weights(self, select: str) -> dict[str, torch.Tensor]:
@@ -131,3 +140,7 @@ class TrainingState:
 
 def _prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {prefix + name: value for name, value in tensors.items()}
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -82,7 +82,7 @@ def start(runtime: RuntimeConfig) -> tuple[Accelerator, World]:
 
 def _plain_device(device: torch.device) -> torch.device:
     """accelerate says `cpu:0` or `cpu`, `cuda` or `cuda:0`, by how it was launched; here a GPU has its number."""
-    if device.type == "cuda" and device.index is None:
+    if device.type == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu") if device.type == "cpu" else device
 

@@ -1,12 +1,17 @@
-"""Stage 1, first step: train the network on all images with their noisy labels, classes balanced (3.1, 3.3)."""
+"""Stage 1, first step: ordinary training on the noisy labels, with balanced classes (paper, sections 3.1 and 3.3).
+
+The methods that the paper is compared with differ from it by their loss alone, so the same loop trains them.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from twostage.config import PretrainConfig
 from twostage.data import plan
-from twostage.losses import cross_entropy
 from twostage.runtime import stage, tracking
 from twostage.runtime.checkpoint import save_weights
 from twostage.runtime.evaluation import accuracy_on
@@ -14,26 +19,44 @@ from twostage.runtime.optimizers import make_optimizer
 from twostage.runtime.session import Session
 from twostage.runtime.state import Meter, TrainingState
 from twostage.runtime.world import average_batchnorm
+from twostage.stage1.methods import OUTPUT_NORM, loss_by_name
 
 
-def pretrain(session: Session, folder: Path, config: PretrainConfig) -> None:
-    """Trains with cross-entropy on the given labels; leaves `model.safetensors` and metrics in `folder`.
+@dataclass(frozen=True)
+class Variant:
+    """What a row of Table 3 does otherwise than stage 1."""
 
-    The ordinary training that the method is compared with is this same function with `balance: false`.
+    loss: str = "cross_entropy"
+    """name in stage1.methods"""
+    transition: torch.Tensor | None = None
+    """(num_classes, num_classes) for the losses that correct by it"""
+    val: plan.Indices | None = None
+    """validation view in place of the run's own: the refined one"""
+
+
+def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Variant = Variant()) -> None:
+    """Trains on the training view's labels as given; leaves `model.safetensors` and metrics in `folder`.
 
     Raises:
         InputError: `folder` was begun with other inputs, or the global batch does not divide among the processes.
     """
     views, world, accelerator = session.views, session.world, session.accelerator
     rng_seed, runtime = session.config.run.rng_seed, session.config.runtime
+    val = views.val if variant.val is None else variant.val
 
-    inputs = session.inputs(pretrain=stage.plain(config))
+    inputs = session.inputs(
+        pretrain=stage.plain(config),
+        loss=variant.loss,
+        transition=None if variant.transition is None else variant.transition.tolist(),
+        num_val=len(val),
+    )
     if stage.done(folder, inputs):
         session.say(f"{folder.name}: already done")
         return
     stage.begin(folder, inputs, world)
 
-    model = session.new_model()
+    loss_of = loss_by_name(variant.loss, None if variant.transition is None else session.table(variant.transition))
+    model = session.new_model(output_norm=variant.loss in OUTPUT_NORM)
     optimizer = make_optimizer(model, config.optimizer)
     network, prepared = accelerator.prepare(model, optimizer)
     meter = Meter(("train/loss",), world.device)
@@ -64,7 +87,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig) -> None:
             labels = label_table[index]
             with accelerator.autocast():
                 logits = network(images)
-            loss = cross_entropy(logits, labels)
+            loss = loss_of(logits, labels)
             accelerator.backward(loss)
             prepared.step()
             prepared.zero_grad()
@@ -78,7 +101,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig) -> None:
                 state.save(folder, runtime, rng_seed, world)
 
         average_batchnorm(model, world)
-        accuracy = accuracy_on(model, session.loader, views.val, views.labels, accelerator=accelerator, world=world)
+        accuracy = accuracy_on(model, session.loader, val, views.labels, accelerator=accelerator, world=world)
         values = {**state.meter.means(world), "train/learning_rate": lr, "val/accuracy": accuracy}
         tracking.log(accelerator, values, state.total_steps, state.epoch)
         progress.end_epoch(values)

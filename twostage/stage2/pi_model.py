@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from twostage.losses import consistency, cross_entropy
 
 
-def pi_losses(
-    network: nn.Module,
-    images_a: torch.Tensor,
-    images_b: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    reduction: Literal["sum", "mean"],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two terms of equation 2, the second one without its weight α.
+@dataclass(frozen=True)
+class PiModel:
+    """Two augmentations of each image, with noise and dropout of their own, should get the same prediction.
 
-    Both inputs go through the network in one pass over 2N images: one pass is faster than two, BatchNorm sees labeled
-    and unlabeled images together, and DistributedDataParallel sees one forward for one backward.
-
-    Args:
-        network: logits (2N, classes) from images (2N, C, H, W).
-        images_a, images_b: (N, C, H, W) two augmentations of the same samples.
-        labels: (N,) int64, NO_LABEL where stage 1 kept no label.
-        reduction: over the classes, in the consistency term.
-
-    Returns:
-        Cross-entropy: mean over the labeled samples, of `images_a` alone, as in Algorithm 1. Consistency: mean over all
-        N samples; gradient flows through both of its branches.
+    Both go through the network in one pass over 2N images: one pass is faster than two, BatchNorm sees labeled and
+    unlabeled images together, and DistributedDataParallel sees one forward for one backward.
     """
-    logits_a, logits_b = network(torch.cat([images_a, images_b])).chunk(2)
-    return cross_entropy(logits_a, labels), consistency(logits_a, logits_b, reduction=reduction)
+
+    reduction: Literal["sum", "mean"]
+    """over the classes, in the consistency term"""
+    num_views: ClassVar[int] = 2
+    memory: ClassVar[None] = None
+
+    def losses(
+        self, network: nn.Module, images: tuple[Tensor, ...], index: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The two terms of equation 2, the second one without its weight α; see stage2.methods.Method.
+
+        Returns:
+            Cross-entropy: mean over the labeled slots, of the first view alone, as in Algorithm 1. Consistency: mean
+            over all N slots; gradient flows through both of its branches.
+        """
+        logits_a, logits_b = network(torch.cat(images)).chunk(2)
+        return cross_entropy(logits_a, labels), consistency(logits_a, logits_b, reduction=self.reduction)

@@ -7,21 +7,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from twostage.config import TrainConfig
 from twostage.data import plan
 from twostage.data.schema import NO_LABEL, InputError, file_digest
-from twostage.ramps import ramp_down, sigmoid_ramp_up
+from twostage.ramps import ramp_down
 from twostage.runtime import stage, tracking
 from twostage.runtime.checkpoint import load_weights, save_weights
 from twostage.runtime.evaluation import accuracy_on
 from twostage.runtime.optimizers import make_optimizer
 from twostage.runtime.session import Session
 from twostage.runtime.state import Meter, TrainingState
-from twostage.runtime.world import average_batchnorm
-from twostage.stage2.pi_model import pi_losses
+from twostage.runtime.world import all_reduce_sum, average_batchnorm
+from twostage.stage2.methods import loss_weight, make_method
 
 
-def train(session: Session, folder: Path, mined: Path, weights: Path) -> None:
-    """Trains with the Π-model; leaves `model.safetensors` and metrics in `folder`.
+def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weights: Path) -> None:
+    """Trains by `config.method`; leaves `model.safetensors` and metrics in `folder`.
 
     Args:
         mined: folder with stage 1's `seeds.parquet` and, where validation labels are noisy, `val.parquet`.
@@ -30,13 +31,16 @@ def train(session: Session, folder: Path, mined: Path, weights: Path) -> None:
     Raises:
         InputError: `folder` was begun with other inputs, or the global batch does not divide among the processes.
     """
-    config, views, world, accelerator = session.config.train, session.views, session.world, session.accelerator
+    views, world, accelerator = session.views, session.world, session.accelerator
     rng_seed, runtime = session.config.run.rng_seed, session.config.runtime
 
     seeds, val, val_labels = _mined_labels(session, mined)
     unlabeled = np.setdiff1d(views.train, np.flatnonzero(seeds != NO_LABEL))
     inputs = session.inputs(
-        "train", weights=file_digest(weights), seeds=file_digest(mined / "seeds.parquet"), num_val=len(val)
+        train=stage.plain(config),
+        weights=file_digest(weights) if config.init == "stage1" else None,
+        seeds=file_digest(mined / "seeds.parquet"),
+        num_val=len(val),
     )
     if stage.done(folder, inputs):
         session.say(f"{folder.name}: already done")
@@ -49,7 +53,8 @@ def train(session: Session, folder: Path, mined: Path, weights: Path) -> None:
     optimizer = make_optimizer(model, config.optimizer)
     network, prepared = accelerator.prepare(model, optimizer)
     meter = Meter(("train/loss", "train/cross_entropy", "train/consistency"), world.device)
-    state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler)
+    method = make_method(config, session)
+    state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler, method.memory)
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
     tracking.start_tracking(accelerator, folder, resumed)
@@ -63,24 +68,25 @@ def train(session: Session, folder: Path, mined: Path, weights: Path) -> None:
             batch_size=config.batch_size,
             rng_seed=rng_seed,
             epoch=state.epoch,
+            pass_over=config.pass_over,
             labeled_labels=seeds if config.balance_labeled else None,
             unlabeled_labels=views.labels if config.balance_unlabeled else None,
             shard=views.dataset.shard,
             window_shards=session.config.loader.window_shards,
         )
         mine = plan.rank_slice(batches, world.rank, world.size)
-        draws = session.draws(config.batch_size, epoch=state.epoch, num_views=2)
+        draws = session.draws(config.batch_size, epoch=state.epoch, num_views=method.num_views)
         network.train()
         lr = state.set_lr(config.optimizer.lr * ramp_down(config.sub_epochs - state.epoch, config.ramp_down))
-        consistency_weight = config.consistency_weight * sigmoid_ramp_up(state.epoch, config.ramp_up)
+        consistency_weight = loss_weight(config, state.epoch)
         progress.start_epoch(state.epoch, len(mine), state.step)
 
-        for (images_a, images_b), index in session.loader.batches(
-            mine, training=True, num_views=2, draws=draws, first_step=state.step
+        for images, index in session.loader.batches(
+            mine, training=True, num_views=method.num_views, draws=draws, first_step=state.step
         ):
             labels = label_table[index]
             with accelerator.autocast():
-                supervised, consistency = pi_losses(network, images_a, images_b, labels, reduction=config.reduction)
+                supervised, consistency = method.losses(network, images, index, labels)
             loss = supervised + consistency_weight * consistency
             accelerator.backward(loss)
             prepared.step()
@@ -94,6 +100,8 @@ def train(session: Session, folder: Path, mined: Path, weights: Path) -> None:
             if state.checkpoint_due(runtime, len(mine)):
                 state.save(folder, runtime, rng_seed, world)
 
+        if method.memory is not None:
+            method.memory.end_epoch(lambda tensor: all_reduce_sum(tensor, world))
         average_batchnorm(model, world)
         accuracy = accuracy_on(model, session.loader, val, val_labels, accelerator=accelerator, world=world)
         values = {

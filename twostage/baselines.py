@@ -1,0 +1,81 @@
+"""Trains the rows of the paper's Table 3 that a run is compared with, each in its own folder of the run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+from twostage.config import BaselineName
+from twostage.data.plan import Indices
+from twostage.data.schema import InputError
+from twostage.rows import BASELINES, folder_of
+from twostage.runtime.session import Session
+from twostage.runtime.world import barrier
+from twostage.stage1.estimate import estimate_from_ranking
+from twostage.stage1.methods import CORRECTED, OUTPUT_NORM
+from twostage.stage1.pretrain import Variant, pretrain
+from twostage.stage1.rank import rank
+from twostage.stage2.train import train
+
+RANKED: BaselineName = "cross_entropy"
+"""the network whose ranking the loss corrections are estimated from"""
+
+
+def train_baselines(session: Session) -> None:
+    """Trains those that `run.baselines` names and that are not done yet. Stage 1 is done.
+
+    Raises:
+        InputError: as the stages do; or the estimated transition matrix cannot be used.
+    """
+    for name in session.config.run.baselines:
+        _train_one(session, name)
+
+
+def has_output_norm(folder_name: str) -> bool:
+    """Whether the network in this folder of a run has BatchNorm behind its outputs."""
+    return any(folder_name == folder_of(name) and row.loss in OUTPUT_NORM for name, row in BASELINES.items())
+
+
+def _train_one(session: Session, name: BaselineName) -> None:
+    row, folder, run_dir = BASELINES[name], session.run_dir / folder_of(name), session.run_dir
+    if row.stage2 is not None:
+        config = dataclasses.replace(session.config.train, method=row.stage2)
+        train(session, folder, config, run_dir / "mine", run_dir / "pretrain" / "model.safetensors")
+        return
+    supervised = dataclasses.replace(session.config.pretrain, balance=row.balance)
+    if row == BASELINES["balanced_cross_entropy"] and session.config.pretrain.balance:
+        return                  # stage 1's own network is this one
+    variant = Variant(loss=row.loss)
+    if row.loss in CORRECTED:
+        variant = dataclasses.replace(variant, transition=_transition(session, folder))
+    if row.refined_val:
+        variant = dataclasses.replace(variant, val=_refined_val(run_dir / "mine"))
+    try:
+        pretrain(session, folder, supervised, variant)
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"{folder}: {error}") from error
+
+
+def _transition(session: Session, folder: Path) -> torch.Tensor:
+    """Estimated by the cross-entropy network, which is trained and ranks all samples first, unless it has already."""
+    _train_one(session, RANKED)
+    rank_dir = session.run_dir / f"rank_{RANKED}"
+    rank(session, rank_dir, session.run_dir / folder_of(RANKED))
+    mode, world = session.config.run.transition_mode, session.world
+    transition = estimate_from_ranking(rank_dir, folder, mode=mode, write=world.is_main)
+    barrier(world)
+    return transition
+
+
+def _refined_val(mined: Path) -> Indices:
+    refined = mined / "val.parquet"
+    if not refined.exists():
+        raise InputError(
+            f"the baseline improved_baseline needs {refined}: set data.holdout and mine.refine_val, delete {mined} and "
+            "run again"
+        )
+    view: Indices = pq.read_table(refined, columns=["index"])["index"].to_numpy()
+    return view

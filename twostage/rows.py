@@ -1,0 +1,50 @@
+"""The models that a run may hold, by folder: those of the two stages, and as baselines other rows of Table 3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from twostage.config import BaselineName
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A row that is trained for comparison."""
+
+    title: str
+    loss: str = "cross_entropy"
+    """name in stage1.methods"""
+    balance: bool = False
+    refined_val: bool = False
+    """validates on the held-out samples whose labels stage 1 kept"""
+    stage2: Literal["pi_model", "temporal_ensembling", "pseudo_label"] | None = None
+    """trained by stage 2 with this method"""
+
+
+BASELINES: Final[dict[BaselineName, Baseline]] = {
+    "cross_entropy": Baseline("cross-entropy"),
+    "balanced_cross_entropy": Baseline("balanced cross-entropy", balance=True),
+    "unhinged": Baseline("unhinged (BN)", "unhinged"),
+    "sigmoid": Baseline("sigmoid (BN)", "sigmoid"),
+    "savage": Baseline("savage", "savage"),
+    "bootstrap_soft": Baseline("bootstrap soft", "bootstrap_soft"),
+    "bootstrap_hard": Baseline("bootstrap hard", "bootstrap_hard"),
+    "backward": Baseline("backward", "backward"),
+    "forward": Baseline("forward", "forward"),
+    "improved_baseline": Baseline("improved baseline", balance=True, refined_val=True),
+    "pi_model": Baseline("two-stage, Π-model", stage2="pi_model"),
+    "temporal_ensembling": Baseline("two-stage, temporal ensembling", stage2="temporal_ensembling"),
+    "pseudo_label": Baseline("two-stage, pseudo-labels", stage2="pseudo_label"),
+}
+
+
+def folder_of(baseline: str) -> str:
+    """Name of a baseline's folder in the run folder."""
+    return f"baseline_{baseline}"
+
+
+def titles() -> dict[str, str]:
+    """What the models are called, by folder, in the order of a table."""
+    rows = {folder_of(name): row.title for name, row in BASELINES.items()}
+    return rows | {"pretrain": "balanced cross-entropy (stage 1)", "train": "two-stage"}
