@@ -28,6 +28,9 @@ COLOURS: Final = {
     "amber": ("#c8660a", "#f0a04b"),
     "blue": ("#1d63c4", "#6aa8ff"),
     "green": ("#1f7f4c", "#5cc58c"),
+    "violet": ("#7a4fc9", "#b69af0"),
+    "teal": ("#0e7f8c", "#4fc3d0"),
+    "rose": ("#bf3f7f", "#f08fbf"),
 }
 _DRAWN: Final = {name: f"#0102{number:02x}" for number, name in enumerate(COLOURS)}   # stand-ins, replaced in the SVG
 _SETTINGS: Final = {
@@ -76,9 +79,9 @@ def curve_panel(lines: Sequence[Line], *, title: str, percent: bool = False) -> 
         figure, axes = _canvas(4.0, 2.2)
         for above, line in zip(range(len(lines) - 1, -1, -1), lines, strict=True):
             x, y = thinned(line.x, line.y)
-            width = 1.7 + 1.5 * above       # equal curves stay visible under one another
+            width = 1.7 + 1.5 * above if len(lines) <= 3 else 1.5   # few equal curves stay visible under one another
             axes.plot(x, y, color=_DRAWN[line.colour], linewidth=width, marker="o" if len(x) < 15 else None,
-                      markersize=width + 1.5)
+                      markersize=width + 1.5, clip_on=False)
         values = np.concatenate([line.y for line in lines])
         values = values[np.isfinite(values)]
         if values.size and values.min() > 0 and values.max() / values.min() > 30:

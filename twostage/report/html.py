@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +50,7 @@ class Panel:
 
     title: str
     picture: Picture
-    legend: list[tuple[str, str]]
+    legend: tuple[tuple[str, str], ...]
     """(title, colour) of each curve"""
 
 
@@ -152,6 +153,12 @@ def _rankings(run: Run, shown: list[int]) -> list[tuple[str, Picture]]:
     return panels
 
 
+def panel(words: str, title: str, lines: Sequence[Line], is_share: bool) -> Panel:
+    """One figure with its legend; `words` begin the alternative text."""
+    picture = curve_panel(lines, title=words, percent=is_share)
+    return Panel(title, picture, tuple((line.title, line.colour) for line in lines))
+
+
 def _panels(run: Run, stage: str, names: tuple[str, ...]) -> list[Panel]:
     panels = []
     for metric, (title, stages, is_share) in PANELS.items():
@@ -161,8 +168,7 @@ def _panels(run: Run, stage: str, names: tuple[str, ...]) -> list[Panel]:
             if stage in stages and metric in run.curves.get(name, {})
         ]
         if lines:
-            picture = curve_panel(lines, title=f"{title}, {stage}", percent=is_share)
-            panels.append(Panel(title, picture, [(line.title, line.colour) for line in lines]))
+            panels.append(panel(f"{title}, {stage}", title, lines, is_share))
     return panels
 
 
