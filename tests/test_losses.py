@@ -70,6 +70,14 @@ SUPERVISED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Array,
         lambda s, y: losses.forward_correction(s, y, torch.tensor(T)),
         lambda s, y: -np.log((p_of(s) @ T)[y]),
     ),
+    "binary_per_class": (
+        losses.binary_per_class,
+        lambda s, y: -np.sum(np.log(np.where(one_hot(y) == 1, 1 / (1 + np.exp(-s)), 1 - 1 / (1 + np.exp(-s))))),
+    ),
+    "binary_per_class_weighted": (
+        lambda s, y: losses.binary_per_class(s, y, positive_weight=4.0),
+        lambda s, y: np.sum(np.log(1 + np.exp(np.delete(s, y)))) + 4 * np.log(1 + np.exp(-s[y])),
+    ),
 }
 supervised = pytest.mark.parametrize("name", SUPERVISED)
 

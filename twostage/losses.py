@@ -156,6 +156,24 @@ def pseudo_label(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits, guesses)
 
 
+def binary_per_class(outputs: Tensor, labels: Tensor, *, positive_weight: float = 1.0) -> Tensor:
+    """Logistic loss of one binary classifier per class: sum over classes, mean over labeled slots (paper, section 3.1).
+
+    -w log σ(s[label]) - Σ_{c ≠ label} log(1 - σ(s[c])): each sample is a positive one for the classifier of its class
+    and a negative one for all others.
+
+    Args:
+        outputs: (b, num_classes) s, the classifiers' logits; not put through a softmax.
+        positive_weight: w. A classifier meets num_classes - 1 negative samples for each positive one where the classes
+            are balanced; w = num_classes - 1 makes up for it, and so moves what a score of 0.5 means.
+    """
+    outputs = _at_least_float32(outputs)
+    positive = _one_hot(labels, outputs)
+    logistic = nn.functional.softplus
+    losses = positive_weight * positive * logistic(-outputs) + (1 - positive) * logistic(outputs)
+    return _labeled_mean(losses.sum(dim=1), labels)
+
+
 def _at_least_float32(values: Tensor) -> Tensor:
     """Half precision widened to float32; float32 and float64 as they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
