@@ -66,7 +66,12 @@ class ModelConfig:
     """The network."""
 
     name: str = "resnet50"
-    """mlp, resnet14, resnet18, resnet50, or your own as `package.module:factory`"""
+    """alexnet, mlp, resnet14, resnet18, resnet50, `timm:NAME`, or your own as `package.module:factory`"""
+    weights: str | None = None
+    """what training begins with: a .pth or safetensors file; its URL, with the hash in its name or behind it as
+    #sha256=HEX; imagenet: torchvision's for alexnet, resnet18 and resnet50, timm's for its networks; null: random"""
+    class_layer: Literal["new", "loaded"] = "new"
+    """with `weights`: new: a random one, theirs being for other classes; loaded: theirs, being for the same classes"""
     dropout: float = 0.0
     """probability; between the convolutions of each residual unit, or after each hidden layer of the MLP"""
     input_noise: float = 0.0
@@ -205,7 +210,7 @@ class TrainConfig:
     balance_unlabeled: bool = False
     """over-sample the unlabeled samples so that the classes of their noisy labels occur equally often"""
     init: Literal["stage1", "scratch"] = "stage1"
-    """start from the weights of stage 1, as the paper does, or from new ones"""
+    """start from the weights of stage 1, as the paper does, or anew: from `model.weights`, or random ones"""
     consistency_weight: float = 100.0
     """α of equation 2: weight of the consistency loss (of the pseudo-labels' cross-entropy for pseudo_label)"""
     reduction: Literal["sum", "mean"] = "sum"

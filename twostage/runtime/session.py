@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from twostage.data.loader import ImageLoader, open_loader
 from twostage.data.schema import InputError
 from twostage.data.views import Views, open_views
 from twostage.models import build_model
+from twostage.models.initial import COUNTER, take_over
+from twostage.runtime.initial_weights import InitialWeights, read_initial_weights
 from twostage.runtime.mean_image import mean_image
 from twostage.runtime.world import World, agree, start
 
@@ -50,14 +53,33 @@ class Session:
         """A per-sample table on the device, to be gathered from by sample index."""
         return torch.as_tensor(values, device=self.world.device)
 
-    def new_model(self, *, output_norm: bool = False) -> nn.Module:
+    @functools.cached_property
+    def initial_weights(self) -> InitialWeights | None:
+        """What `model.weights` names, read once; None where it names nothing.
+
+        Raises:
+            InputError: it cannot be had, or `model.class_layer` is set without it.
+        """
+        model = self.config.model
+        if model.weights is None and model.class_layer != "new":
+            raise InputError(f"model.class_layer is {model.class_layer}, but model.weights names no weights: set both")
+        return None if model.weights is None else read_initial_weights(model.weights, model.name, self.world)
+
+    def initial_inputs(self) -> dict[str, Any]:
+        """What a stage's result depends on, further to `inputs`, where training begins with the initial weights."""
+        if self.initial_weights is None:
+            return {}
+        return {"model.weights": self.initial_weights.digest, "model.class_layer": self.config.model.class_layer}
+
+    def new_model(self, *, output_norm: bool = False, initial: bool = False) -> nn.Module:
         """The configured network with new weights that follow from rng_seed alone, the same on every rank.
 
         Args:
             output_norm: puts BatchNorm behind the outputs, for losses that need them bounded.
+            initial: puts the weights that `model.weights` names in place of them, for a training that begins here.
 
         Raises:
-            InputError: no such network, or the factory does not fit.
+            InputError: no such network, the factory does not fit, or the initial weights do not.
         """
         torch.manual_seed(derived_seed(self.config.run.rng_seed, "weights"))
         try:
@@ -71,11 +93,24 @@ class Session:
             )
         except (ValueError, ImportError) as error:
             raise InputError(f"model.name: {error}") from error
+        if initial and self.initial_weights is not None:
+            self._take_over(model, self.initial_weights)
         if output_norm:
             model = nn.Sequential(model, nn.BatchNorm1d(self.views.num_classes))
         if self.world.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)    # type: ignore[call-overload]
         return model.to(self.world.device)
+
+    def _take_over(self, model: nn.Module, weights: InitialWeights) -> None:
+        keep = self.config.model.class_layer == "loaded"
+        try:
+            new = take_over(
+                model, weights.tensors, num_classes=self.views.num_classes, where=weights.where, keep_class_layer=keep
+            )
+        except ValueError as error:
+            raise InputError(f"model.weights: {error}") from error
+        new = [name for name in new if not name.endswith(f".{COUNTER}")]
+        self.say(f"initial weights from {weights.where}" + (f"; new: {', '.join(new)}" if new else ""))
 
     def seed_rank(self, purpose: str) -> None:
         """Seeds what dropout and input noise draw from: differently on every rank, equally in every run."""
@@ -95,10 +130,12 @@ class Session:
         """All that a stage's result depends on, flat: the dataset's digests, configuration fields, and `more`."""
         data = dataclasses.asdict(self.config.data)
         del data["dataset"]     # a dataset may be moved; its digest says whether it is the same
+        model = dataclasses.asdict(self.config.model)
+        del model["weights"], model["class_layer"]      # see initial_inputs
         tree = {
             "run.rng_seed": self.config.run.rng_seed,
             "data": data,
-            "model": dataclasses.asdict(self.config.model),
+            "model": model,
             "augment": dataclasses.asdict(self.config.augment),
             "runtime.precision": self.config.runtime.precision,
             "loader.window_shards": self.config.loader.window_shards,

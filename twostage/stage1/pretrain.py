@@ -49,6 +49,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
         loss=variant.loss,
         transition=None if variant.transition is None else variant.transition.tolist(),
         num_val=len(val),
+        **session.initial_inputs(),
     )
     if stage.done(folder, inputs):
         session.say(f"{folder.name}: already done")
@@ -56,7 +57,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
     stage.begin(folder, inputs, world)
 
     loss_of = loss_by_name(variant.loss, None if variant.transition is None else session.table(variant.transition))
-    model = session.new_model(output_norm=variant.loss in OUTPUT_NORM)
+    model = session.new_model(output_norm=variant.loss in OUTPUT_NORM, initial=True)
     optimizer = make_optimizer(model, config.optimizer)
     network, prepared = accelerator.prepare(model, optimizer)
     meter = Meter(("train/loss",), world.device)

@@ -41,13 +41,14 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
         weights=file_digest(weights) if config.init == "stage1" else None,
         seeds=file_digest(mined / "seeds.parquet"),
         num_val=len(val),
+        **(session.initial_inputs() if config.init == "scratch" else {}),
     )
     if stage.done(folder, inputs):
         session.say(f"{folder.name}: already done")
         return
     stage.begin(folder, inputs, world)
 
-    model = session.new_model()
+    model = session.new_model(initial=config.init == "scratch")
     if config.init == "stage1":
         load_weights(weights, model)
     optimizer = make_optimizer(model, config.optimizer)
