@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
 from data_prep import sources
@@ -84,11 +85,7 @@ def main(args: argparse.Namespace) -> int:
     for note in listing.notes:
         print(note)
     if args.dry_run:
-        summary = Summary(listing.class_names)
-        write_inputs(replace(listing, batches=map(summary.add_inputs, listing.batches)), None)
-        print("\n".join(summary.table()))
-        print(f"dry run: {args.out} not written")
-        return 0
+        return _dry_run(args.out, listing)
     folder = args.out / ".build"
     if (args.out / "dataset.json").exists() and not folder.exists():
         return _compare_finished(args.out, listing, settings)
@@ -220,10 +217,20 @@ def check_out(out: Path) -> None:
             raise InputError(f"OUT {out} holds other files ({some(present)}): give a new or an empty folder")
 
 
+def _dry_run(out: Path, listing: Listing) -> int:
+    summary = Summary(listing.class_names)
+    with TemporaryDirectory() as folder:
+        write_inputs(replace(listing, batches=map(summary.add_inputs, listing.batches)), Path(folder) / "inputs.arrow")
+    print("\n".join(summary.table()))
+    print(f"dry run: {out} not written")
+    return 0
+
+
 def _compare_finished(out: Path, listing: Listing, settings: dict[str, Any]) -> int:
     """A dataset without its work folder: by what dataset.json keeps, is it the one that would be made now?"""
     marker = read_marker(out)
-    num_inputs, digest = write_inputs(listing, None)
+    with TemporaryDirectory() as folder:
+        num_inputs, digest = write_inputs(listing, Path(folder) / "inputs.arrow")
     plan = Plan.of(listing, settings, num_inputs, digest)
     found = marker.get("build")
     if found != json.loads(json.dumps(identity(plan))):

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data_prep.structure import exif_orientation, jpeg_start, png_fault
+from data_prep.structure import exif_orientation, is_cut, jpeg_start, png_fault
 
 Image.MAX_IMAGE_PIXELS = None            # Pillow's own cap cannot be set per call; ours is checked from the header
 
@@ -28,6 +28,7 @@ REASONS: Final = {
     "format": "not a JPEG, PNG or WebP image",
     "truncated": "the image data ends too early",
     "damaged": "the image data cannot be decoded",
+    "not_encodable": "the image cannot be written in the format of --encode",
 }
 _FORMATS: Final = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
@@ -105,12 +106,12 @@ def check_image(data: bytes, limits: Limits, encoding: Encoding | None = None) -
         _check_pixels(width, height, limits)
         image_format = _FORMATS[str(image.format)]
         if encoding is not None:
-            return _encode(image, encoding)
+            return _encode(image, data, encoding)
         if limits.decode or (image_format == "jpeg" and limits.whole and not _has_end(data, jpeg_start(data).scan)):
             # A JPEG's integrity lies in its entropy code, which is decoded in full at any scale; at 1/8 the rest
             # (inverse DCT, colour) costs little.
             image.draft(None, (1, 1))
-            _decode(image)
+            _decode(image, data)
         fault = {"jpeg": _jpeg_fault, "png": png_fault}.get(image_format)
         if fault is not None and (text := fault(data)):
             raise RejectionError("truncated" if text.startswith("ends") else "damaged", text)
@@ -152,31 +153,30 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES):
-            raise RejectionError("damaged", "the header cannot be read") from error
+            raise _rejection("the header cannot be read", data) from error
         raise RejectionError("format", f"begins with the bytes {data[:8].hex(' ')}") from error
     except MemoryError:
         raise
     except Exception as error:
         # Pillow's readers raise nearly anything on hostile data: OSError, SyntaxError, ValueError, struct.error, ...
-        raise _rejection(error) from error
+        raise _rejection(f"{type(error).__name__}: {error}", data) from error
 
 
-def _decode(image: Image.Image) -> None:
+def _decode(image: Image.Image, data: bytes) -> None:
     """Decodes all pixels."""
     try:
         image.load()
     except MemoryError:
         raise
     except Exception as error:
-        raise _rejection(error) from error
+        raise _rejection(f"{type(error).__name__}: {error}", data) from error
 
 
-def _rejection(error: Exception) -> RejectionError:
-    text = f"{type(error).__name__}: {error}"
-    return RejectionError("truncated" if "runcated" in text else "damaged", text)
+def _rejection(text: str, data: bytes) -> RejectionError:
+    return RejectionError("truncated" if "runcated" in text or is_cut(data) else "damaged", text)
 
 
-def _encode(image: Image.Image, encoding: Encoding) -> CheckedImage:
+def _encode(image: Image.Image, data: bytes, encoding: Encoding) -> CheckedImage:
     """Orientation applied, then reduced, then written as RGB (or gray, if it is gray) without metadata."""
     scale = 1.0
     if encoding.short_side is not None:
@@ -184,7 +184,7 @@ def _encode(image: Image.Image, encoding: Encoding) -> CheckedImage:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     if scale < 0.5:                      # JPEG only: decodes at 1/2, 1/4, 1/8, but no less than twice the final size
         image.draft(None, (size[0] * 2, size[1] * 2))
-    _decode(image)
+    _decode(image, data)
     turn = _TRANSPOSE.get(exif_orientation(image.info.get("exif")))
     plain = _eight_bits(image)
     if plain.size != size:
@@ -192,15 +192,25 @@ def _encode(image: Image.Image, encoding: Encoding) -> CheckedImage:
     if turn is not None:
         plain = plain.transpose(turn)
     plain.info.clear()                   # else EXIF, ICC profile and comments would be written again
+    return CheckedImage(_encoded(plain, encoding), encoding.image_format, plain.width, plain.height)
+
+
+def _encoded(image: Image.Image, encoding: Encoding) -> bytes:
     buffer = io.BytesIO()
-    match encoding.image_format:
-        case "jpeg":
-            plain.save(buffer, "JPEG", quality=encoding.quality, subsampling="4:2:0", progressive=False)
-        case "webp":
-            plain.save(buffer, "WEBP", quality=encoding.quality, method=4)
-        case "png":
-            plain.save(buffer, "PNG")
-    return CheckedImage(buffer.getvalue(), encoding.image_format, plain.width, plain.height)
+    try:
+        match encoding.image_format:
+            case "jpeg":
+                image.save(buffer, "JPEG", quality=encoding.quality, subsampling="4:2:0", progressive=False)
+            case "webp":
+                image.save(buffer, "WEBP", quality=encoding.quality, method=4)
+            case "png":
+                image.save(buffer, "PNG")
+    except MemoryError:
+        raise
+    except Exception as error:           # a side of more pixels than the format can have: OSError, ValueError, ...
+        text = f"{image.width} x {image.height} pixels as {encoding.image_format}: {error}"
+        raise RejectionError("not_encodable", text) from error
+    return buffer.getvalue()
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

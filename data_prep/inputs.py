@@ -19,8 +19,8 @@ from twostage.data.schema import InputError
 NAMED: Final = 3                        # examples in a message
 
 
-def write_inputs(listing: Listing, path: Path | None) -> tuple[int, str]:
-    """Writes the inputs as they are listed, in bounded memory; without a path, only looks at them.
+def write_inputs(listing: Listing, path: Path) -> tuple[int, str]:
+    """Writes the inputs as they are listed, in bounded memory.
 
     Returns:
         (number of inputs, SHA-256 of what identifies them)
@@ -35,7 +35,7 @@ def write_inputs(listing: Listing, path: Path | None) -> tuple[int, str]:
     hashers = {name: (hashlib.sha256(), hashlib.sha256()) for name in names}
     hashes = []
     num_candidates = 0
-    with pa.OSFile(os.devnull if path is None else str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for batch in listing.batches:
             writer.write_batch(batch)
             hashes.append(np.fromiter(map(hash, batch["key"].to_pylist()), np.int64, batch.num_rows))
@@ -46,8 +46,7 @@ def write_inputs(listing: Listing, path: Path | None) -> tuple[int, str]:
     hashes_of_keys = np.concatenate(hashes) if hashes else np.empty(0, np.int64)
     if not num_candidates:
         raise InputError("SOURCE has no image" if not len(hashes_of_keys) else "SOURCE has no image that could be read")
-    if path is not None:
-        _check_keys(hashes_of_keys, pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+    _check_keys(hashes_of_keys, pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     whole = hashlib.sha256()
     for name, (lengths, content) in hashers.items():
         whole.update(name.encode() + lengths.digest() + content.digest())

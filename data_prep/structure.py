@@ -81,6 +81,15 @@ def png_fault(data: bytes) -> str:
     return "ends before the IEND chunk"
 
 
+def is_cut(data: bytes) -> bool:
+    """Whether a file that cannot be read ends before it should, by what its header says."""
+    if data.startswith(b"\xff\xd8"):
+        return jpeg_start(data).fault.startswith("ends")
+    if data.startswith(b"\x89PNG"):
+        return png_fault(data).startswith("ends")
+    return data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data)
+
+
 def exif_orientation(exif: object) -> int:
     """EXIF orientation, 1..8, of an EXIF block as Pillow hands it out; 1 if there is none or it cannot be read.
 
