@@ -21,6 +21,7 @@ Learn an image classifier from photos with noisy labels, in two stages.
   train       stage 2: train on with all images and only those labels
   evaluate    test every model of the run
   report      write report.html
+  reproduce   a table of the paper: many runs, ours beside its figures; see `twostage reproduce --help`
 
 A verb does only what is missing in the run folder, so it is safe to run again after anything.
 
@@ -45,8 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     verb = arguments[0]
     try:
+        if verb == "reproduce":                 # many runs, so it has a command line of its own
+            from twostage.reproduce.command import main as reproduce
+
+            return reproduce(arguments[1:])
         if verb not in VERBS:
-            raise InputError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
+            raise InputError(f"unknown verb {verb!r}; {nearest(verb, [*VERBS, 'reproduce'])}")
         function = VERBS[verb]
         return function(parse(verb, str(function.__doc__), arguments[1:]))
     except InputError as error:

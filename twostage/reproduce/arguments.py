@@ -1,0 +1,174 @@
+"""From the command line of `reproduce` to a checked plan. Nothing is made or started here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+from twostage.cli import parse
+from twostage.config import Config
+from twostage.data.schema import InputError
+from twostage.reproduce import grid
+from twostage.reproduce.grid import Cell, Noise, Task
+from twostage.reproduce.results import is_done
+
+CONFIGS: Final = Path(__file__).parents[2] / "configs"
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes come out like all others, as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError instead of printing the usage and leaving."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All that one call is about."""
+
+    table: str
+    out: Path
+    dataset: str
+    data: Path
+    """the dataset on disk"""
+    config_file: Path
+    config: Config
+    """of the first cell; the others differ in what the grid sets"""
+    noises: dict[str, Noise]
+    tasks: list[Task]
+    overrides: tuple[str, ...]
+    python: tuple[str, ...]
+
+    def commands(self, task: Task) -> list[tuple[str, ...]]:
+        """What is run for a cell."""
+        return grid.commands(
+            task,
+            self.noises[task.cell.noise],
+            python=self.python,
+            config=self.config_file,
+            dataset=self.data,
+            out=self.out,
+            overrides=self.overrides,
+        )
+
+    def folder(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.out / "runs" / cell.name
+
+    def is_done(self, task: Task) -> bool:
+        """Whether all that is wanted of a cell is there."""
+        return is_done(self.folder(task.cell), task.rows, stage1_balanced=self.config.pretrain.balance)
+
+
+def make_parser() -> Parser:
+    """The command line; every option is explained in its help."""
+    parser = Parser(
+        prog="twostage reproduce",
+        description="Make a table of the paper: every cell is one run, and only what is missing is run, so that the "
+        "same command goes on after anything. Writes OUT/TABLE-DATASET.md and .html, ours beside the paper's, and all "
+        "figures to OUT/results.parquet. Example: twostage reproduce table3 --dataset mnist --rows ours "
+        "--noise asym0.6 --runs 5 --data mnist --out reproduced --jobs 2",
+    )
+    parser.add_argument("table", help=f"which table: {', '.join(grid.TABLES)}")
+    parser.add_argument("--dataset", help="mnist or cifar10 (mnist for table3, cifar10 for table1 and table2)")
+    parser.add_argument("--data", type=Path, metavar="SOURCE", help="a dataset, or what `data_prep build` makes one of")
+    parser.add_argument("--format", help="of SOURCE, for `data_prep build` (the data set's name)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything that is made")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="ROW",
+        help=f"of table3: {', '.join(grid.ROWS)} (those of the paper). Ours, the two-stage method, is always run: "
+        "other rows need its first stage",
+    )
+    parser.add_argument(
+        "--noise", nargs="+", metavar="NOISE",
+        help="p0, sym0.2, asym0.2, asym0.6, or another rate; for mnist also asym0.6-text, where 5 becomes 6 but 6 "
+        "stays 6 (all of the paper; for table2 asym0.6)",
+    )
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs per cell, seeds 0 to N-1 (%(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="J",
+        help="runs at a time (%(default)s). Each gets an equal part of the cores; a GPU is shared, several that "
+        "CUDA_VISIBLE_DEVICES names are taken in turn. Small networks are fastest with one job per core",
+    )
+    parser.add_argument(
+        "--shares", nargs="+", metavar="SHARE", help="of table1: labels kept of each class, 0 to 1 (0.05 0.1 0.2 0.5)"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="of all runs (configs/DATASET/table3.yaml)")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE",
+        help="changes a setting of all runs; may be given several times",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run, and with which commands")
+    return parser
+
+
+def make_plan(args: argparse.Namespace, python: tuple[str, ...]) -> Grid:
+    """Checks all arguments.
+
+    Raises:
+        InputError: a name or setting is wrong; names the nearest.
+    """
+    table = grid.check_name("reproduce", args.table, grid.TABLES)
+    default = "mnist" if table == "table3" else "cifar10"
+    dataset = grid.check_name("--dataset", args.dataset or default, grid.DATASETS)
+    names = grid.split_names(args.noise or (["asym0.6"] if table == "table2" else grid.NOISES[dataset]))
+    noises = {noise.name: noise for noise in (grid.parse_noise(name, dataset) for name in names)}
+    for option, value, wanted in (("--rows", args.rows, "table3"), ("--shares", args.shares, "table1")):
+        if value and table != wanted:
+            raise InputError(f"{option} goes with {wanted}, not with {table}")
+    rows = [grid.check_name("--rows", row, grid.ROWS) for row in grid.split_names(args.rows or ())]
+    rows = rows or list(grid.default_rows(table))
+    for option, value in (("--runs", args.runs), ("--jobs", args.jobs)):
+        if value < 1:
+            raise InputError(f"{option} {value}: give 1 or more")
+    overrides = grid.check_overrides(args.overrides)
+    config_file = args.config or CONFIGS / dataset / "table3.yaml"
+    if not config_file.exists():
+        raise InputError(f"no configuration {config_file}: name one by --config")
+    data = _data(args, dataset)
+    first = Cell(dataset, next(iter(noises)), 0)
+    arguments = grid.run_arguments(first, rows, dataset=data, folder=args.out / "runs" / first.name)
+    config = parse("run", "", ["--config", str(config_file), *arguments, *overrides])
+    tasks = grid.plan(
+        table,
+        dataset=dataset,
+        noises=list(noises),
+        rows=rows,
+        runs=args.runs,
+        shares=_shares(args.shares),
+        min_share=config.mine.min_share,
+    )
+    return Grid(table, args.out, dataset, data, config_file, config, noises, tasks, overrides, python)
+
+
+def _shares(values: Sequence[str] | None) -> tuple[float, ...]:
+    if not values:
+        return grid.SHARES
+    shares = []
+    for value in grid.split_names(values):
+        try:
+            share = float(value)
+        except ValueError:
+            share = -1.0
+        if not 0 < share <= 1:
+            raise InputError(f"--shares {value}: give numbers above 0 and at most 1, such as 0.05 for 5 %")
+        shares.append(share)
+    return tuple(shares)
+
+
+def _data(args: argparse.Namespace, dataset: str) -> Path:
+    """Where the dataset lies, or will lie when it is built."""
+    built: Path = args.out / "datasets" / dataset
+    if args.data is None:
+        if not (built / "dataset.json").exists():
+            raise InputError(f"--data is missing: there is no {built} yet; name a dataset, or what one is made of")
+        return built
+    source: Path = args.data
+    if not source.exists():
+        raise InputError(f"--data {source}: no such file or folder")
+    is_dataset = source.is_dir() and ((source / "dataset.json").exists() or (source / "samples.parquet").exists())
+    return source if is_dataset else built
