@@ -83,10 +83,27 @@ class _Running:
     """the log, locked"""
     first_byte: int
     """of the log, where this attempt begins"""
-    slot: int
     started: float
     commands: list[Sequence[str]]
     process: subprocess.Popen[bytes] | None = None
+
+
+@dataclass
+class _Board:
+    """Which jobs wait, run and have ended."""
+
+    waiting: list[Job]
+    ended: Callable[[Outcome], None]
+    running: dict[int, _Running] = field(default_factory=dict)
+    """by slot"""
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    locked: set[str] = field(default_factory=set)
+    """names of jobs that another process was found at work on"""
+
+    def end(self, outcome: Outcome) -> None:
+        """Notes how a job ended."""
+        self.outcomes[outcome.name] = outcome
+        self.ended(outcome)
 
 
 @dataclass
@@ -126,43 +143,23 @@ def run_jobs(
             them.
         Whatever `say` or `ended` raise, after all commands have ended in the same way.
     """
-    waiting, running, locked = list(jobs), dict[int, _Running](), set[str]()
-    outcomes: dict[str, Outcome] = {}
-
-    def end(outcome: Outcome) -> None:
-        outcomes[outcome.name] = outcome
-        ended(outcome)
-
+    board = _Board(list(jobs), ended)
     with _signals() as stop:
         try:
-            while waiting or running:
+            while board.waiting or board.running:
                 if stop.numbers:
                     raise StoppedError(stop.numbers[0])
-                for slot, state in list(running.items()):
+                for slot, state in list(board.running.items()):
                     outcome = _advance(state, environment(slot))
                     if outcome is not None:
                         state.file.close()
-                        del running[slot]
-                        end(outcome)
-                for job in list(waiting):
-                    slot = next((slot for slot in range(num_parallel) if slot not in running), -1)
-                    if slot < 0:
-                        break
-                    begun = _begin(job, slot, outcomes)
-                    if isinstance(begun, Outcome):
-                        waiting.remove(job)
-                        end(begun)
-                    elif isinstance(begun, _Running):
-                        waiting.remove(job)
-                        running[slot] = begun
-                        say(f"{job.name}: begun")
-                    elif begun == LOCKED and job.name not in locked:
-                        locked.add(job.name)
-                        say(f"{job.name}: another process is at work on it (it holds {job.log}); waiting for its end")
-                time.sleep(POLL if running or waiting else 0)
+                        del board.running[slot]
+                        board.end(outcome)
+                _fill(board, num_parallel, say)
+                time.sleep(POLL if board.running or board.waiting else 0)
         finally:
-            _stop_all(list(running.values()), stop, grace)
-    return [outcomes[job.name] for job in jobs]
+            _stop_all(list(board.running.values()), stop, grace)
+    return [board.outcomes[job.name] for job in jobs]
 
 
 def last_error(text: str) -> str:
@@ -172,7 +169,26 @@ def last_error(text: str) -> str:
     return (errors or lines or ["nothing was printed"])[-1]
 
 
-def _begin(job: Job, slot: int, outcomes: Mapping[str, Outcome]) -> _Running | Outcome | str:
+def _fill(board: _Board, num_parallel: int, say: Callable[[str], None]) -> None:
+    """Begins jobs, in their order, until all slots are taken."""
+    for job in list(board.waiting):
+        slot = next((slot for slot in range(num_parallel) if slot not in board.running), -1)
+        if slot < 0:
+            return
+        begun = _begin(job, board.outcomes)
+        if isinstance(begun, Outcome):
+            board.waiting.remove(job)
+            board.end(begun)
+        elif isinstance(begun, _Running):
+            board.waiting.remove(job)
+            board.running[slot] = begun
+            say(f"{job.name}: begun")
+        elif begun == LOCKED and job.name not in board.locked:
+            board.locked.add(job.name)
+            say(f"{job.name}: another process is at work on it (it holds {job.log}); waiting for its end")
+
+
+def _begin(job: Job, outcomes: Mapping[str, Outcome]) -> _Running | Outcome | str:
     """Takes the lock and prepares; LOCKED where the lock is taken, EARLY where another job has to end first."""
     if job.after is not None and job.after not in outcomes:
         return EARLY
@@ -193,7 +209,7 @@ def _begin(job: Job, slot: int, outcomes: Mapping[str, Outcome]) -> _Running | O
     except (InputError, OSError) as error:
         file.close()
         return Outcome(job.name, 1, f"error: {error}")
-    return _Running(job, file, os.fstat(file.fileno()).st_size, slot, time.monotonic(), list(job.commands))
+    return _Running(job, file, os.fstat(file.fileno()).st_size, time.monotonic(), list(job.commands))
 
 
 def _advance(state: _Running, environment: Mapping[str, str]) -> Outcome | None:
