@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 
 from twostage.data.schema import InputError, nearest
 
-VERBS: Final = ("build", "merge", "noise", "verify", "synth", "digits")       # each is a module of this package
+VERBS: Final = ("build", "merge", "noise", "verify", "synth", "digits", "download")     # modules of this package
 USAGE: Final = """usage: python -m data_prep VERB ...        (or: data-prep VERB ...)
 
 Make datasets for twostage: checked images in tar shards, everything else in Parquet tables.
@@ -21,6 +21,7 @@ Make datasets for twostage: checked images in tar shards, everything else in Par
   noise       a new label column with wrong labels, by a transition matrix
   verify      find everything that is wrong in a dataset, and say how to mend it
   synth       photo-like JPEGs in any number, for load tests
+  download    the original files of MNIST or CIFAR-10, from the internet
   digits      scikit-learn's handwritten digits as image files, for a demo without downloads
 
 examples:
