@@ -37,6 +37,8 @@ class RunConfig:
     """every random number of the run follows from this one"""
     baselines: list[BaselineName] = field(default_factory=list)
     """trained for comparison by `run`: the other rows of the paper's Table 3, by name; see baselines.py"""
+    finetune: bool = False
+    """whether `run` fine-tunes on the clean set at the end"""
     transition_mode: Literal["fixed", "faithful"] = "fixed"
     """how the baselines `forward` and `backward` estimate the transition matrix; see transition.py"""
 
@@ -59,6 +61,8 @@ class DataConfig:
     """share of `train_split`, class by class, that is kept out of training and used for validation instead"""
     test_split: str = "test"
     """split for the final figures; nothing is ever chosen by it"""
+    clean_split: str = "clean_train"
+    """the clean set: a split whose labels are right; only `mine.rule: clean_filter` and `finetune` read it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,14 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CleanFilterConfig(PretrainConfig):
+    """Stage 1 with a clean set: one binary classifier per class, all of them one network (paper, section 3.1)."""
+
+    positive_weight: float = 1.0
+    """of a sample in the loss of its own class's classifier; above 1, more labels are accepted"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankConfig:
     """Stage 1, second step: the trained network scores every sample."""
 
@@ -181,10 +193,17 @@ class RankConfig:
 class MineConfig:
     """Stage 1, third step: which labels are kept (paper, section 3.1)."""
 
+    rule: Literal["agreement", "clean_filter"] = "agreement"
+    """agreement: by the network trained on the noisy labels, as `min_score` and `min_share` say; clean_filter: by a
+    classifier per class, trained on the clean set, as `accept_score` says"""
     min_score: float = 0.9
     """a label that agrees with the prediction is kept when its probability is at least this"""
     min_share: float = 0.1
     """at least this share of each class is kept, going down the ranking; only labels that agree with the prediction"""
+    accept_score: float = 0.5
+    """a label is kept when its class's classifier gives it at least this probability"""
+    add_clean_set: bool = True
+    """with `rule: clean_filter`: the clean set's own samples join the seed set, with their clean labels"""
     refine_val: bool = True
     """mine the validation samples in the same way, and validate stage 2 on them"""
     allow_empty: bool = False
@@ -215,6 +234,10 @@ class TrainConfig:
     """α of equation 2: weight of the consistency loss (of the pseudo-labels' cross-entropy for pseudo_label)"""
     reduction: Literal["sum", "mean"] = "sum"
     """over the classes, in the consistency loss: the paper sums; temporal-ensembling code takes the mean"""
+    dropout: float | None = None
+    """in place of model.dropout, from stage 2 on; null: the same"""
+    input_noise: float | None = None
+    """in place of model.input_noise, from stage 2 on: the paper has noise in the semi-supervised network only"""
     ensemble_decay: float = 0.6
     """α of temporal ensembling: share of the earlier sub-epochs in the averaged predictions"""
     ramp_up: int = 0
@@ -223,6 +246,9 @@ class TrainConfig:
     """last sub-epochs, over which the learning rate falls to 0; 0: none"""
     select: Literal["best", "last"] = "best"
     """which weights are kept: the best by validation accuracy, or the last"""
+    ema_decay: float | None = None
+    """validate and keep a moving average of the weights with this decay, 0.999 for example; null: the weights as they
+    are, as in the paper"""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """see OptimizerConfig"""
     plateau: PlateauConfig = field(default_factory=lambda: PlateauConfig(stop_after=20))
@@ -230,11 +256,25 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(PretrainConfig):
+    """At the end: ordinary training on the clean set with a very small learning rate (paper, section 4.3)."""
+
+    init: str = "train"
+    """what is fine-tuned: a model of this run by its folder (train, pretrain, baseline_forward, ...), or the path of a
+    model.safetensors of the same network and classes"""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5))
+    """see OptimizerConfig"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """How it runs; nothing here changes what is computed, but for `precision`."""
+    """How it runs; nothing here changes what is computed, but for `precision` and, in the last bits, `compile`."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """of the forward pass; weights stay fp32"""
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
+    """torch.compile of the training step's forward and backward pass, in this mode; costs up to a minute at the start.
+    reduce-overhead replays CUDA graphs, which pays where steps are short: small networks, small batches"""
     device: Literal["auto", "cpu"] = "auto"
     """auto: a GPU where there is one"""
     checkpoint_steps: int | None = None
@@ -261,11 +301,15 @@ class Config:
     """see LoaderConfig"""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     """see PretrainConfig"""
+    clean_filter: CleanFilterConfig = field(default_factory=CleanFilterConfig)
+    """see CleanFilterConfig"""
     rank: RankConfig = field(default_factory=RankConfig)
     """see RankConfig"""
     mine: MineConfig = field(default_factory=MineConfig)
     """see MineConfig"""
     train: TrainConfig = field(default_factory=TrainConfig)
     """see TrainConfig"""
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """see FinetuneConfig"""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """see RuntimeConfig"""

@@ -47,4 +47,8 @@ def folder_of(baseline: str) -> str:
 def titles() -> dict[str, str]:
     """What the models are called, by folder, in the order of a table."""
     rows = {folder_of(name): row.title for name, row in BASELINES.items()}
-    return rows | {"pretrain": "balanced cross-entropy (stage 1)", "train": "two-stage"}
+    return rows | {
+        "pretrain": "balanced cross-entropy (stage 1)",
+        "train": "two-stage",
+        "finetune": "fine-tuned on the clean set",
+    }

@@ -8,15 +8,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from twostage.config import Config
-from twostage.data.schema import InputError, file_digest, write_aside, write_json
+from twostage.data.schema import InputError, file_digest, nearest, write_aside, write_json
 from twostage.rows import titles
 
 if TYPE_CHECKING:
+    from twostage.data.dataset import Dataset
+    from twostage.data.plan import Indices
     from twostage.runtime.session import Session
 
 def pretrain(config: Config) -> int:
@@ -24,6 +27,14 @@ def pretrain(config: Config) -> int:
     session = _open(config)
     _pretrain(session)
     session.say(f"pretrain: weights in {config.run.dir / 'pretrain' / 'model.safetensors'}; next: `twostage rank`")
+    return 0
+
+
+def clean_filter(config: Config) -> int:
+    """Stage 1 with a clean set: train a classifier per class, for `mine.rule: clean_filter`."""
+    session = _open(config)
+    _clean_filter(session)
+    session.say(f"clean_filter: weights in {config.run.dir / 'clean_filter'}; next: `twostage rank`")
     return 0
 
 
@@ -51,6 +62,14 @@ def train(config: Config) -> int:
     return 0
 
 
+def finetune(config: Config) -> int:
+    """At the end: fine-tune on the clean set."""
+    session = _open(config)
+    _finetune(session)
+    session.say(f"finetune: weights in {config.run.dir / 'finetune' / 'model.safetensors'}; next: `twostage evaluate`")
+    return 0
+
+
 def evaluate(config: Config) -> int:
     """Test every trained model of the run."""
     session = _open(config)
@@ -62,11 +81,17 @@ def evaluate(config: Config) -> int:
 def run(config: Config) -> int:
     """The whole method: pretrain, rank, mine, train, evaluate; then the report."""
     session = _open(config)
-    _pretrain(session)
+    by_classifiers = config.mine.rule == "clean_filter"
+    if config.train.init == "stage1" or not by_classifiers:
+        _pretrain(session)
+    if by_classifiers:
+        _clean_filter(session)
     _rank(session)
     _on_main(session, lambda: _mine(config))
     _train(session)
     _baselines(session)
+    if config.run.finetune:
+        _finetune(session)
     _evaluate(session)
     if session.world.is_main:
         _summarise(config)
@@ -82,7 +107,8 @@ def report(config: Config) -> int:
 
 
 VERBS: dict[str, Callable[[Config], int]] = {
-    function.__name__: function for function in (pretrain, rank, mine, train, evaluate, run, report)
+    function.__name__: function
+    for function in (pretrain, clean_filter, rank, mine, train, finetune, evaluate, run, report)
 }
 
 
@@ -112,10 +138,20 @@ def _pretrain(session: Session) -> None:
     pretrain(session, session.run_dir / "pretrain", session.config.pretrain)
 
 
+def _clean_filter(session: Session) -> None:
+    from twostage.stage1.classifiers import train_classifiers
+
+    train_classifiers(session, session.run_dir / "clean_filter")
+
+
 def _rank(session: Session) -> None:
     from twostage.stage1.rank import rank
 
-    rank(session, session.run_dir / "rank", session.run_dir / "pretrain")
+    by_classifiers = session.config.mine.rule == "clean_filter"
+    trained = session.run_dir / ("clean_filter" if by_classifiers else "pretrain")
+    if not (trained / "done.json").exists():
+        raise InputError(f"{trained} holds no trained network: run `twostage {trained.name}` first")
+    rank(session, session.run_dir / "rank", trained, per_class=by_classifiers)
 
 
 def _mine(config: Config) -> None:
@@ -126,6 +162,9 @@ def _mine(config: Config) -> None:
     rank_dir, folder = config.run.dir / "rank", config.run.dir / "mine"
     if not (rank_dir / "done.json").exists():
         raise InputError(f"{rank_dir} holds no complete ranking: run `twostage rank` first")
+    by_classifiers = config.mine.rule == "clean_filter"
+    if by_classifiers != (stage.read_inputs(rank_dir / "done.json") or {}).get("per_class", False):
+        raise InputError(f"mine.rule is {config.mine.rule}, but {rank_dir} was made for the other: run `rank` again")
     dataset = Dataset.open(config.data.dataset)
     labels = dataset.labels(config.data.labels)
     known = config.data.clean_labels
@@ -135,13 +174,30 @@ def _mine(config: Config) -> None:
         **{part.name: file_digest(part) for part in sorted(rank_dir.glob("part-*.parquet"))},
         "clean_labels": None if known is None else dataset.labels_digest(known),
     }
+    clean_set = None
+    if by_classifiers and config.mine.add_clean_set:
+        clean_set, joined = _clean_samples(dataset, config)
+        inputs |= joined
     if stage.done(folder, inputs):
         print("mine: already done")
         return
     stage.begin(folder, inputs)
-    table, results = mine(rank_dir, folder, class_names=labels.class_names, config=config.mine, clean=clean)
+    table, results = mine(
+        rank_dir, folder, class_names=labels.class_names, config=config.mine, clean=clean, clean_set=clean_set
+    )
     stage.finish(folder, inputs, results)
     print(table)
+
+
+def _clean_samples(dataset: Dataset, config: Config) -> tuple[tuple[Indices, Indices], dict[str, Any]]:
+    """Indices and labels of the clean set, as far as it is trained on; and what identifies them."""
+    from twostage.data.views import open_clean_set, open_views
+
+    views = open_views(dataset, config.data, config.run.rng_seed)
+    clean_set = open_clean_set(views, config.data, config.run.rng_seed)
+    holdout = {"data.holdout": config.data.holdout, "run.rng_seed": config.run.rng_seed}
+    identity = {**views.digests, "data.clean_split": config.data.clean_split, **holdout}
+    return (clean_set.train, clean_set.labels[clean_set.train]), identity
 
 
 def _train(session: Session) -> None:
@@ -151,6 +207,21 @@ def _train(session: Session) -> None:
     train(
         session, run_dir / "train", session.config.train, run_dir / "mine", run_dir / "pretrain" / "model.safetensors"
     )
+
+
+def _finetune(session: Session) -> None:
+    from twostage.stage2.finetune import finetune
+
+    init = session.config.finetune.init
+    if "/" in init:
+        weights = Path(init)
+    elif init in titles():
+        weights = session.run_dir / init / "model.safetensors"
+    else:
+        raise InputError(f"finetune.init {init!r}: {nearest(init, titles())}, or the path of a file (with a '/')")
+    if not weights.is_file():
+        raise InputError(f"finetune.init {init!r}: {weights} does not exist; train that network first")
+    finetune(session, session.run_dir / "finetune", weights)
 
 
 def _baselines(session: Session) -> None:

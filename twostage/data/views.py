@@ -89,6 +89,40 @@ def open_views(dataset: Dataset, config: DataConfig, rng_seed: int) -> Views:
     )
 
 
+@dataclass(frozen=True)
+class CleanSet:
+    """The split whose labels are right. Views hold increasing sample indices."""
+
+    train: Indices
+    val: Indices
+    """to validate on, with labels that are right too"""
+    labels: Indices
+    """(num_samples,) by sample index"""
+
+
+def open_clean_set(views: Views, config: DataConfig, rng_seed: int) -> CleanSet:
+    """The clean split; samples without a label are left out.
+
+    Validated is on the run's validation split, as the paper does. Where that is held out of the noisy training split,
+    its labels are noisy, and the same share of the clean split is held out in its place.
+
+    Raises:
+        InputError: no such split (names the nearest), a class without a sample in it, or a split of another purpose.
+    """
+    for field in ("train_split", "test_split", "val_split"):
+        if config.clean_split == getattr(config, field) and (field != "val_split" or config.holdout is None):
+            raise InputError(f"data.clean_split and data.{field} are both {config.clean_split!r}: choose another split")
+    labels = views.true_labels
+    view = views.dataset.split_indices(config.clean_split)
+    view = view[labels[view] != NO_LABEL]
+    train, val = (view, views.val) if config.holdout is None else holdout(labels, view, config.holdout, rng_seed)
+    absent = np.setdiff1d(np.arange(views.num_classes), labels[train])
+    if absent.size:
+        names = ", ".join(repr(views.class_names[c]) for c in absent)
+        raise InputError(f"{views.dataset.path}: no sample of the clean split {config.clean_split!r} has label {names}")
+    return CleanSet(train, val, labels)
+
+
 def _check_splits(config: DataConfig) -> None:
     """What is trained on or chosen by must not be what the final figures are taken from."""
     used = [("train_split", config.train_split), ("test_split", config.test_split)]

@@ -43,11 +43,12 @@ class Batches(Protocol):
 
 
 def probabilities(
-    model: nn.Module, loader: Batches, batches: list[Indices], accelerator: Accelerator
+    model: nn.Module, loader: Batches, batches: list[Indices], accelerator: Accelerator, *, per_class: bool = False
 ) -> Iterator[tuple[Indices, Tensor]]:
     """Yields each batch's indices and its class probabilities, float32 (batch, num_classes) on the device.
 
-    The network is in evaluation mode meanwhile; precision is as accelerate was told, the softmax always float32.
+    The network is in evaluation mode meanwhile; precision is as accelerate was told, the softmax always float32. With
+    `per_class`, each output is a binary classifier's by itself, and goes through a sigmoid in place of the softmax.
     """
     network = bare(model)
     mixed_up: Tensor | None = None
@@ -57,7 +58,7 @@ def probabilities(
                 logits = network(images)
             wrong = (index != torch.from_numpy(batch).to(index.device, non_blocking=True)).any()
             mixed_up = wrong if mixed_up is None else mixed_up | wrong      # looked at once, so that no batch waits
-            yield batch, logits.float().softmax(dim=1)
+            yield batch, logits.float().sigmoid() if per_class else logits.float().softmax(dim=1)
     assert mixed_up is None or not mixed_up.item(), "the loader delivered other samples than were planned"
 
 

@@ -23,18 +23,26 @@ PLAIN: Final[dict[str, Loss]] = {
 }
 CORRECTED: Final = ("backward", "forward")
 """need an estimate of the transition matrix"""
+PER_CLASS: Final = "binary_per_class"
+"""one binary classifier per class: the outputs are not a distribution"""
 OUTPUT_NORM: Final = ("unhinged", "sigmoid")
 """fall for ever unless the outputs are bounded: "(BN)" in Table 3"""
 
 
-def loss_by_name(name: str, transition: torch.Tensor | None = None) -> Loss:
-    """The loss called `name`; `transition` is the (num_classes, num_classes) estimate for those in CORRECTED.
+def loss_by_name(name: str, transition: torch.Tensor | None = None, positive_weight: float = 1.0) -> Loss:
+    """The loss called `name`.
+
+    Args:
+        transition: (num_classes, num_classes) estimate, for those in CORRECTED.
+        positive_weight: for PER_CLASS.
 
     Raises:
         ValueError: the transition matrix cannot be inverted, which `backward` needs.
     """
     if name in PLAIN:
         return PLAIN[name]
+    if name == PER_CLASS:
+        return lambda logits, labels: losses.binary_per_class(logits, labels, positive_weight=positive_weight)
     assert name in CORRECTED and transition is not None
     if name == "forward":
         return lambda logits, labels: losses.forward_correction(logits, labels, transition)

@@ -1,7 +1,8 @@
 """Stage 1, third step: keep the labels that are very likely right, class by class (paper, section 3.1).
 
 A label is a candidate when the trained network predicts it too. Candidates are kept when their score is high; where
-that keeps too few of a class, its best candidates are. Needs no torch: the scores come from `rank`'s Parquet parts.
+that keeps too few of a class, its best candidates are. With a clean set, those are kept that their class's classifier
+accepts (see clean_filter.py). Needs no torch: the scores come from `rank`'s Parquet parts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from twostage.config import MineConfig
 from twostage.data.schema import NO_LABEL, InputError, write_table
+from twostage.stage1.clean_filter import accepted
 from twostage.stage1.parts import Indices, Mask, Ranked, Scores, read_parts
 
 SEEDS_SCHEMA: Final = pa.schema([("index", pa.int64()), ("label", pa.int64()), ("score", pa.float32())])
@@ -35,7 +37,13 @@ CLASSES_SCHEMA: Final = pa.schema(
 
 
 def mine(
-    rank_dir: Path, out_dir: Path, *, class_names: Sequence[str], config: MineConfig, clean: Indices | None
+    rank_dir: Path,
+    out_dir: Path,
+    *,
+    class_names: Sequence[str],
+    config: MineConfig,
+    clean: Indices | None,
+    clean_set: tuple[Indices, Indices] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Mines the training samples that `rank` scored, and in the same way the held-out ones, each by themselves.
 
@@ -48,10 +56,12 @@ def mine(
         out_dir: made where it does not exist.
         class_names: by class number.
         clean: (num_samples,) true labels by sample index, NO_LABEL where unknown; only the report reads them.
+        clean_set: sample indices and labels of the clean set, which join the seeds with a score of 1; they are not
+            among those of `rank_dir`, nor in the report.
 
     Returns:
         A table of the classes as text, and figures over all classes: kept, images, purity, coverage (null where
-        unknown), the same with `val_` where a validation set was written.
+        unknown), the same with `val_` where a validation set was written; clean_set: how many came from there.
 
     Raises:
         InputError: a part is missing, damaged or there twice, a class keeps no label, a setting is out of range.
@@ -65,9 +75,12 @@ def mine(
     kept = _select(train, len(class_names), config)
     classes = report(train, kept, class_names=class_names, clean=clean)
     _check_seeds(classes, config)
-    outputs = {"seeds.parquet": _seeds(train, kept), "classes.parquet": classes}
+    outputs = {"seeds.parquet": _with_clean_set(_seeds(train, kept), clean_set), "classes.parquet": classes}
     results = totals(train, kept, clean)
     lines = [text_table(classes, results)]
+    if clean_set is not None:
+        results["clean_set"] = len(clean_set[0])
+        lines.append(f"and {len(clean_set[0])} clean samples, with their labels")
 
     if config.refine_val and len(val.index):
         kept = _select(val, len(class_names), config)
@@ -114,12 +127,7 @@ def select(
     for name, value in (("min_score", min_score), ("min_share", min_share)):
         if not 0 <= value <= 1:
             raise InputError(f"mine.{name}: {value} is not within 0..1")
-    broken = np.flatnonzero(np.isnan(score))
-    if broken.size:
-        raise InputError(
-            f"the score of sample {index[broken[0]]} is not a number ({broken.size} such scores); the network that "
-            "ranked has diverged: lower pretrain.optimizer.lr, then run `pretrain` and `rank` again"
-        )
+    _check_scores(score, index, "pretrain")
     consistent = (label == predicted) & (label != NO_LABEL)
     kept: Mask = consistent & (score >= np.float32(min_score))
 
@@ -205,6 +213,9 @@ def text_table(classes: pa.Table, results: dict[str, Any]) -> str:
 
 
 def _select(ranked: Ranked, num_classes: int, config: MineConfig) -> Mask:
+    if config.rule == "clean_filter":
+        _check_scores(ranked.score, ranked.index, "clean_filter")
+        return accepted(ranked.label, ranked.score, min_score=config.accept_score)
     return select(
         ranked.label,
         ranked.predicted,
@@ -218,6 +229,23 @@ def _select(ranked: Ranked, num_classes: int, config: MineConfig) -> Mask:
 
 def _seeds(ranked: Ranked, kept: Mask) -> pa.Table:
     return pa.table([ranked.index[kept], ranked.label[kept], ranked.score[kept]], schema=SEEDS_SCHEMA)
+
+
+def _with_clean_set(seeds: pa.Table, clean_set: tuple[Indices, Indices] | None) -> pa.Table:
+    if clean_set is None:
+        return seeds
+    index, label = clean_set
+    more = pa.table([index, label, np.ones(len(index), np.float32)], schema=SEEDS_SCHEMA)
+    return pa.concat_tables([seeds, more]).sort_by("index").combine_chunks()
+
+
+def _check_scores(score: Scores, index: Indices, trained_by: str) -> None:
+    broken = np.flatnonzero(np.isnan(score))
+    if broken.size:
+        raise InputError(
+            f"the score of sample {index[broken[0]]} is not a number ({broken.size} such scores); the network that "
+            f"ranked has diverged: lower {trained_by}.optimizer.lr, then run `{trained_by}` and `rank` again"
+        )
 
 
 def _known_and_right(ranked: Ranked, clean: Indices | None) -> tuple[Mask, Mask]:
@@ -239,9 +267,12 @@ def _check_seeds(classes: pa.Table, config: MineConfig) -> None:
     if not empty or (config.allow_empty and len(empty) < len(classes)):
         return
     named = "; ".join(f"{row['name']!r}: {row['images']} images, {row['consistent']} consistent" for row in empty[:20])
-    remedy = "train stage 1 longer (pretrain.epochs)"
-    if any(row["consistent"] for row in empty):
-        remedy += ", raise mine.min_share"
+    if config.rule == "clean_filter":
+        remedy = "lower mine.accept_score, raise clean_filter.positive_weight, train longer (clean_filter.epochs)"
+    else:
+        remedy = "train stage 1 longer (pretrain.epochs)"
+        if any(row["consistent"] for row in empty):
+            remedy += ", raise mine.min_share"
     if not config.allow_empty:
         remedy += ", or go on without them by mine.allow_empty"
     raise InputError(f"{len(empty)} of {len(classes)} classes keep no label ({named}): {remedy}")

@@ -12,6 +12,7 @@ import torch
 
 from twostage.config import PretrainConfig
 from twostage.data import plan
+from twostage.data.views import CleanSet
 from twostage.runtime import stage, tracking
 from twostage.runtime.checkpoint import save_weights
 from twostage.runtime.evaluation import accuracy_on
@@ -24,31 +25,41 @@ from twostage.stage1.methods import OUTPUT_NORM, loss_by_name
 
 @dataclass(frozen=True)
 class Variant:
-    """What a row of Table 3 does otherwise than stage 1."""
+    """What a row of Table 3, or a classifier per class, does otherwise than stage 1."""
 
     loss: str = "cross_entropy"
     """name in stage1.methods"""
     transition: torch.Tensor | None = None
     """(num_classes, num_classes) for the losses that correct by it"""
+    positive_weight: float = 1.0
+    """for the loss of one classifier per class"""
     val: plan.Indices | None = None
     """validation view in place of the run's own: the refined one"""
+    clean_set: CleanSet | None = None
+    """trained and validated on, in place of the run's own views"""
 
 
 def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Variant = Variant()) -> None:
     """Trains on the training view's labels as given; leaves `model.safetensors` and metrics in `folder`.
+
+    With `variant.clean_set`, on its labels.
 
     Raises:
         InputError: `folder` was begun with other inputs, or the global batch does not divide among the processes.
     """
     views, world, accelerator = session.views, session.world, session.accelerator
     rng_seed, runtime = session.config.run.rng_seed, session.config.runtime
-    val = views.val if variant.val is None else variant.val
+    view, val, labels_of = views.train, views.val, views.labels
+    if variant.clean_set is not None:
+        view, val, labels_of = variant.clean_set.train, variant.clean_set.val, variant.clean_set.labels
+    val = val if variant.val is None else variant.val
 
     inputs = session.inputs(
         pretrain=stage.plain(config),
         loss=variant.loss,
         transition=None if variant.transition is None else variant.transition.tolist(),
         num_val=len(val),
+        **({"clean_set": len(view)} if variant.clean_set is not None else {}),
         **session.initial_inputs(),
     )
     if stage.done(folder, inputs):
@@ -56,7 +67,8 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
         return
     stage.begin(folder, inputs, world)
 
-    loss_of = loss_by_name(variant.loss, None if variant.transition is None else session.table(variant.transition))
+    transition = None if variant.transition is None else session.table(variant.transition)
+    loss_of = loss_by_name(variant.loss, transition, variant.positive_weight)
     model = session.new_model(output_norm=variant.loss in OUTPUT_NORM, initial=True)
     optimizer = make_optimizer(model, config.optimizer)
     network, prepared = accelerator.prepare(model, optimizer)
@@ -65,16 +77,16 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
     tracking.start_tracking(accelerator, folder, resumed)
-    label_table = session.table(views.labels)
+    label_table = session.table(labels_of)
     progress = tracking.Progress(folder.name, config.epochs, "epoch", world)
 
     while state.epoch < config.epochs and not state.plateau.should_stop:
         batches = plan.epoch_batches(
-            views.train,
+            view,
             batch_size=config.batch_size,
             rng_seed=rng_seed,
             epoch=state.epoch,
-            labels=views.labels if config.balance else None,
+            labels=labels_of if config.balance else None,
             shard=views.dataset.shard,
             window_shards=session.config.loader.window_shards,
         )
@@ -102,7 +114,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
                 state.save(folder, runtime, rng_seed, world)
 
         average_batchnorm(model, world)
-        accuracy = accuracy_on(model, session.loader, val, views.labels, accelerator=accelerator, world=world)
+        accuracy = accuracy_on(model, session.loader, val, labels_of, accelerator=accelerator, world=world)
         values = {**state.meter.means(world), "train/learning_rate": lr, "val/accuracy": accuracy}
         tracking.log(accelerator, values, state.total_steps, state.epoch)
         progress.end_epoch(values)

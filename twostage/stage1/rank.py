@@ -36,10 +36,14 @@ def part_schema(num_classes: int) -> pa.Schema:
     )
 
 
-def rank(session: Session, folder: Path, model_folder: Path) -> None:
+def rank(session: Session, folder: Path, model_folder: Path, *, per_class: bool = False) -> None:
     """Scores the training split, held-out samples included, each sample once; one Parquet part per process.
 
     Samples come in fixed batches whatever the number of processes, so that every score is the same bit for bit.
+
+    Args:
+        model_folder: holds the network's `model.safetensors`.
+        per_class: the network is one binary classifier per class; the score is that of the given label's classifier.
 
     Raises:
         InputError: `folder` was begun with other inputs, or the weights do not fit the configured network.
@@ -47,6 +51,7 @@ def rank(session: Session, folder: Path, model_folder: Path) -> None:
     views, world = session.views, session.world
     weights = model_folder / "model.safetensors"
     inputs = session.inputs(**stage.plain(session.config.rank, "rank."), weights=file_digest(weights))
+    inputs |= {"per_class": True} if per_class else {}
     if stage.done(folder, inputs):
         session.say(f"{folder.name}: already done")
         return
@@ -69,9 +74,8 @@ def rank(session: Session, folder: Path, model_folder: Path) -> None:
     aside = part.with_name(f".{part.name}.tmp")
     with pq.ParquetWriter(aside, part_schema(views.num_classes), compression="zstd") as writer:
         rows: list[pa.RecordBatch] = []
-        for index, probs in probabilities(
-            model, session.loader, [batches[number] for number in share], session.accelerator
-        ):
+        own = [batches[number] for number in share]
+        for index, probs in probabilities(model, session.loader, own, session.accelerator, per_class=per_class):
             rows.append(_rows(index, probs, views.labels[index], held_out[np.searchsorted(scored, index)]))
             progress.step(len(index), session.loader.data_wait)
             if len(rows) == BATCHES_PER_ROW_GROUP:
