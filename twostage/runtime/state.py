@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 from twostage.config import PlateauConfig, RuntimeConfig
 from twostage.ensembling import TemporalEnsemble
 from twostage.runtime import checkpoint
+from twostage.runtime.ema import WeightAverage
 from twostage.runtime.optimizers import Plateau
 from twostage.runtime.world import World, all_reduce_sum, average_batchnorm
 
@@ -45,6 +47,8 @@ class TrainingState:
     scaler: torch.amp.GradScaler | None = None
     memory: TemporalEnsemble | None = None
     """what the method remembers of each sample"""
+    average: WeightAverage | None = None
+    """of the weights, where it is validated and kept in place of them"""
     epoch: int = 0
     step: int = 0
     """of the epoch: the next one to be taken"""
@@ -61,8 +65,10 @@ class TrainingState:
         meter: Meter,
         scaler: torch.amp.GradScaler | None,
         memory: TemporalEnsemble | None = None,
+        ema_decay: float | None = None,
     ) -> TrainingState:
-        return cls(model, optimizer, Plateau(plateau), meter, scaler, memory)
+        average = None if ema_decay is None else WeightAverage(model, ema_decay)
+        return cls(model, optimizer, Plateau(plateau), meter, scaler, memory, average)
 
     def set_lr(self, lr: float) -> float:
         """Sets the epoch's learning rate, which plateaus may have lowered since; returns it."""
@@ -73,6 +79,8 @@ class TrainingState:
 
     def advance(self, *values: torch.Tensor) -> None:
         """Notes that a step was taken, with the values for the meter."""
+        if self.average is not None:
+            self.average.update(self.model)
         self.meter.add(*values)
         self.step += 1
         self.total_steps += 1
@@ -82,11 +90,15 @@ class TrainingState:
         every = runtime.checkpoint_steps
         return every is not None and self.total_steps % every == 0 and self.step < steps
 
+    def validated(self) -> AbstractContextManager[None]:
+        """Within it, the network has the weights that are validated and kept: averaged ones, where there are any."""
+        return nullcontext() if self.average is None else self.average.applied(self.model)
+
     def end_epoch(self, accuracy: float) -> None:
         """Takes note of an epoch's validation accuracy: learning rate, best weights; moves to the next epoch."""
         self.plateau.step(accuracy)
         if self.plateau.is_best:
-            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            self.best = self._copied()
         self.epoch, self.step = self.epoch + 1, 0
 
     def save(self, folder: Path, runtime: RuntimeConfig, rng_seed: int, world: World) -> None:
@@ -95,6 +107,8 @@ class TrainingState:
         tensors = {"meter": all_reduce_sum(self.meter.sums, world), **_prefixed("best.", self.best)}
         if self.memory is not None:
             tensors |= _prefixed("memory.", self.memory.state_dict(lambda tensor: all_reduce_sum(tensor, world)))
+        if self.average is not None:
+            tensors |= _prefixed("ema.", self.average.state_dict())
         checkpoint.save(
             folder / "checkpoints",
             step=self.total_steps,
@@ -131,11 +145,17 @@ class TrainingState:
         self.best = {name: value.to(world.device) for name, value in _below("best.", tensors).items()}
         if self.memory is not None:     # the running epoch was summed over all ranks too
             self.memory.load_state_dict(_below("memory.", tensors), with_running_epoch=world.is_main)
+        if self.average is not None:
+            self.average.load_state_dict(_below("ema.", tensors))
         return found.step
 
     def kept_weights(self, select: str) -> dict[str, torch.Tensor]:
         """The weights that the stage hands on: the best by validation accuracy, or the last."""
-        return self.best if select == "best" and self.best else self.model.state_dict()
+        return self.best if select == "best" and self.best else self._copied()
+
+    def _copied(self) -> dict[str, torch.Tensor]:
+        with self.validated():
+            return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
 
 def _prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
