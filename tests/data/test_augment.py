@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from twostage.config import AugmentConfig
@@ -31,6 +31,7 @@ lengths = st.integers(1, 60)
     crop=st.sampled_from(["random", "center"]),
     flip=st.booleans(),
 )
+@example(height=9, width=9, draws=(0.0, 0.0, 0.45454543828964233, 0.0, 0.0), size=5, shift=5, crop="center", flip=False)
 def test_window_by_the_rules(
     height: int, width: int, draws: tuple[float, ...], size: int, shift: int, crop: Any, flip: bool
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from twostage.config import AugmentConfig
@@ -27,7 +27,6 @@ AUGMENT = AugmentConfig(resize=None, size=3, mean=[0.0] * 3, std=[1 / 255] * 3)
     together=st.booleans(),
     rng_seed=st.integers(0, 999),
 )
-@settings(deadline=None)
 def test_squares_are_cut_out_and_black_outside(
     shape: tuple[int, int, int, int], size: int, reach: int, together: bool, rng_seed: int
 ) -> None:

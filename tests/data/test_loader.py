@@ -245,7 +245,7 @@ def resources() -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("config", [STREAMED, CACHED], ids=["streamed", "cached"])
 def test_many_passes_leave_nothing_behind(equal: Dataset, config: LoaderConfig) -> None:
-    """400 passes; of these a quarter stops early and a quarter evaluates."""
+    """240 passes; of these a quarter stops early and half evaluate."""
     loader = open_loader(equal, AugmentConfig(resize=None, size=8, shift=1), config, CPU)
     batches, fixed = batches_of(NUM, 4), plan.fixed_batches(np.arange(NUM), 4)
 
@@ -257,9 +257,9 @@ def test_many_passes_leave_nothing_behind(equal: Dataset, config: LoaderConfig) 
             for _ in loader.batches(fixed, training=False):
                 pass
 
-    some(60)
+    some(30)
     before = resources()
-    some(140)
+    some(90)
     after = resources()
     assert after[:2] == before[:2], "threads or files"
     assert after[2] - before[2] < 4096, "KiB of memory"
@@ -279,6 +279,16 @@ def test_loaders_leave_nothing_behind(equal: Dataset) -> None:
     assert resources()[:2] == before[:2]
     before_threads = threading.active_count()
     assert before_threads == 1 or not [t for t in threading.enumerate() if t.name.startswith("shard-reader")]
+
+
+def test_a_consumer_that_stops_early_leaves_nothing_under_way(equal: Dataset) -> None:
+    loader = StreamedImages(equal, AugmentConfig(resize=None, size=8), STREAMED, CPU)
+    passing = loader.batches(batches_of(NUM, 2), training=True, draws=draws_for(2, 1))
+    next(passing)
+    (pipeline,) = loader._pipelines.values()
+    assert pipeline.in_flight
+    passing.close()  # type: ignore[attr-defined]
+    assert not pipeline.in_flight
 
 
 def test_a_new_pass_after_one_that_was_left(equal: Dataset) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from twostage.data import plan
@@ -250,7 +250,6 @@ def test_fixed_batches_hold_the_view_in_order(size: int, batch_size: int) -> Non
     rng_seed=rng_seeds,
     window_shards=st.sampled_from([0, 2]),
 )
-@settings(deadline=None)
 def test_the_unlabeled_stream_goes_on_across_sub_epochs(
     num_labeled: int, num_unlabeled: int, half: int, rng_seed: int, window_shards: int
 ) -> None:
@@ -277,7 +276,6 @@ def test_the_unlabeled_stream_goes_on_across_sub_epochs(
 
 
 @given(labeled_views(min_label=0), labeled_views(), st.integers(1, 10), rng_seeds)
-@settings(deadline=None)
 def test_both_halves_are_balanced_where_asked(
     first: tuple[plan.Indices, plan.Indices], second: tuple[plan.Indices, plan.Indices], half: int, rng_seed: int
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.images import encoded, noise, write_images
@@ -63,7 +63,6 @@ def open_shards(dataset: Dataset) -> int:
 
 def test_bytes_are_those_of_the_members(shards: ShardReader, members: list[bytes]) -> None:
     @given(st.lists(st.integers(0, NUM - 1), max_size=120))
-    @settings(deadline=None)
     def check(indices: list[int]) -> None:
         read = shards.read(np.array(indices, dtype=np.int64))
         assert [sample.tobytes() for sample in read] == [members[index] for index in indices]

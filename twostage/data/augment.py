@@ -83,7 +83,7 @@ def window(
     if draws is None:
         top, left = (height - augment.size) // 2, (width - augment.size) // 2
         return top, left, np.zeros(top.shape, dtype=np.bool_)
-    # In float32 the product of a draw just below 1 and a length can round up to the length; in float64 it cannot.
+    # In float32 a product can round up to a whole number that it does not reach; in float64 it is exact.
     exact = draws.astype(np.float64)
     shift = np.floor(exact[:, 2:4] * (2 * augment.shift + 1)).astype(np.int64) - augment.shift
     top = _corner(height - augment.size, exact[:, 0], augment) + shift[:, 0]

@@ -236,7 +236,7 @@ class StreamedImages:
             except RuntimeError:
                 return InputError(
                     f"{_place(self._dataset, index)} cannot be decoded; {_remedy(self._dataset)}. If it is not "
-                    "damaged, DALI cannot read its kind: build the dataset again with --format jpeg"
+                    "damaged, DALI cannot read its kind: build the dataset again with --encode jpeg"
                 )
         return RuntimeError(f"DALI failed on samples {fed.index.tolist()}, on none of them alone: {error}")
 
