@@ -71,12 +71,20 @@ class Session:
             return {}
         return {"model.weights": self.initial_weights.digest, "model.class_layer": self.config.model.class_layer}
 
-    def new_model(self, *, output_norm: bool = False, initial: bool = False) -> nn.Module:
+    def new_model(
+        self,
+        *,
+        output_norm: bool = False,
+        initial: bool = False,
+        dropout: float | None = None,
+        input_noise: float | None = None,
+    ) -> nn.Module:
         """The configured network with new weights that follow from rng_seed alone, the same on every rank.
 
         Args:
             output_norm: puts BatchNorm behind the outputs, for losses that need them bounded.
             initial: puts the weights that `model.weights` names in place of them, for a training that begins here.
+            dropout, input_noise: in place of the configured ones; neither has weights.
 
         Raises:
             InputError: no such network, the factory does not fit, or the initial weights do not.
@@ -88,8 +96,8 @@ class Session:
                 num_classes=self.views.num_classes,
                 in_channels={"rgb": 3, "gray": 1}[self.config.augment.channels],
                 image_size=self.config.augment.size,
-                dropout=self.config.model.dropout,
-                input_noise=self.config.model.input_noise,
+                dropout=self.config.model.dropout if dropout is None else dropout,
+                input_noise=self.config.model.input_noise if input_noise is None else input_noise,
             )
         except (ValueError, ImportError) as error:
             raise InputError(f"model.name: {error}") from error
@@ -138,6 +146,7 @@ class Session:
             "model": model,
             "augment": dataclasses.asdict(self.config.augment),
             "runtime.precision": self.config.runtime.precision,
+            "runtime.compile": self.config.runtime.compile,
             "loader.window_shards": self.config.loader.window_shards,
             **{name: dataclasses.asdict(getattr(self.config, name)) for name in sections},
         }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, TorchDynamoPlugin
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -58,6 +58,7 @@ def start(runtime: RuntimeConfig) -> tuple[Accelerator, World]:
             step_scheduler_with_optimizer=False,
             dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            dynamo_plugin=None if runtime.compile == "no" else _compilation(runtime.compile),
         )
     except ValueError as error:
         raise InputError(f"accelerate cannot start with the section `runtime` and this launch: {error}") from error
@@ -78,6 +79,11 @@ def start(runtime: RuntimeConfig) -> tuple[Accelerator, World]:
     )
     _check_launch(world, accelerator.process_index, accelerator.num_processes)
     return accelerator, world
+
+
+def _compilation(mode: str) -> TorchDynamoPlugin:
+    """What lets `accelerator.prepare` compile a network; shapes are those of full batches, so they are static."""
+    return TorchDynamoPlugin(backend="inductor", mode=mode, dynamic=False)
 
 
 def _plain_device(device: torch.device) -> torch.device:

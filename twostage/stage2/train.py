@@ -48,14 +48,18 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
         return
     stage.begin(folder, inputs, world)
 
-    model = session.new_model(initial=config.init == "scratch")
+    model = session.new_model(
+        initial=config.init == "scratch", dropout=config.dropout, input_noise=config.input_noise
+    )
     if config.init == "stage1":
         load_weights(weights, model)
     optimizer = make_optimizer(model, config.optimizer)
     network, prepared = accelerator.prepare(model, optimizer)
     meter = Meter(("train/loss", "train/cross_entropy", "train/consistency"), world.device)
     method = make_method(config, session)
-    state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler, method.memory)
+    state = TrainingState.new(
+        model, optimizer, config.plateau, meter, accelerator.scaler, method.memory, config.ema_decay
+    )
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
     tracking.start_tracking(accelerator, folder, resumed)
@@ -104,7 +108,8 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
         if method.memory is not None:
             method.memory.end_epoch(lambda tensor: all_reduce_sum(tensor, world))
         average_batchnorm(model, world)
-        accuracy = accuracy_on(model, session.loader, val, val_labels, accelerator=accelerator, world=world)
+        with state.validated():
+            accuracy = accuracy_on(model, session.loader, val, val_labels, accelerator=accelerator, world=world)
         values = {
             **state.meter.means(world),
             "train/learning_rate": lr,

@@ -1,0 +1,84 @@
+"""The whole method by one command, what it leaves behind, and that running it again does nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from running import command, ranking, succeed
+
+from twostage.config import BaselineName
+from twostage.rows import BASELINES, folder_of
+
+ALL_BASELINES = ",".join(BASELINES)
+
+
+@pytest.fixture(scope="module")
+def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
+    """A run of everything there is, its command and what it printed."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    arguments = command("run", digits, run_dir, run__baselines=f"[{ALL_BASELINES}]")
+    return run_dir, arguments, succeed(arguments)
+
+
+def test_every_model_is_trained_and_tested(finished: tuple[Path, list[str], str]) -> None:
+    run_dir, _, printed = finished
+    summary = json.loads((run_dir / "summary.json").read_text())
+    expected = {folder_of(name) for name in BASELINES} - {"baseline_balanced_cross_entropy"} | {"pretrain", "train"}
+    assert set(summary["models"]) == expected
+    for name, model in summary["models"].items():
+        test = json.loads((run_dir / "evaluate" / name / "test.json").read_text())
+        assert test["accuracy"] == model["test_accuracy"]
+        assert f"{model['title']:46s} {100 * test['accuracy']:6.2f} % of the test images right" in printed
+        table = pq.read_table(run_dir / "evaluate" / name / "predictions.parquet")
+        right = table["label"].to_numpy() == table["predicted"].to_numpy()
+        assert len(right) == test["num_samples"] == 500
+        assert test["accuracy"] == right.mean()
+    # ten classes: a network that has learned nothing gets 10 % right
+    assert min(model["test_accuracy"] for model in summary["models"].values()) > 0.25
+    assert f"report:  {run_dir / 'report.html'}" in printed
+    assert (run_dir / "report.html").stat().st_size > 10_000
+
+
+def test_seeds_are_purer_than_the_given_labels(finished: tuple[Path, list[str], str], digits: Path) -> None:
+    run_dir = finished[0]
+    seeds = pq.read_table(run_dir / "mine" / "seeds.parquet")
+    columns = {n: pq.read_table(digits / "labels" / f"{n}.parquet")["label"].to_numpy() for n in ("given", "noisy")}
+    index, label = seeds["index"].to_numpy(), seeds["label"].to_numpy()
+    assert (columns["noisy"][index] == label).all()
+    purity = (columns["given"][index] == label).mean()
+    results = json.loads((run_dir / "mine" / "done.json").read_text())["results"]
+    assert results["purity"] == pytest.approx(purity)
+    scored = ranking(run_dir)["index"].to_numpy()
+    assert purity > (columns["given"][scored] == columns["noisy"][scored]).mean()
+
+
+def test_running_again_does_nothing(finished: tuple[Path, list[str], str]) -> None:
+    run_dir, arguments, _ = finished
+    written = ("config.yaml", "environment.json", "summary.json", "report.html")
+
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.*") if path.name not in written}
+
+    before = times()
+    printed = succeed(arguments)
+    assert times() == before
+    assert printed.count("already done") >= len(BASELINES) + 2
+
+
+def test_the_estimated_matrix_is_kept(finished: tuple[Path, list[str], str]) -> None:
+    run_dir = finished[0]
+    matrices = []
+    for name in ("forward", "backward"):
+        record = json.loads((run_dir / folder_of(name) / "transition.json").read_text())
+        assert record["mode"] == "fixed"
+        matrices.append(np.array(record["transition"]))
+    assert (matrices[0] == matrices[1]).all()
+    assert np.allclose(matrices[0].sum(axis=1), 1)
+
+
+def test_baselines_are_those_that_the_configuration_allows() -> None:
+    assert tuple(BASELINES) == BaselineName.__args__ or set(BASELINES) == set(BaselineName.__args__)
