@@ -23,7 +23,7 @@ from twostage.reproduce.pages import write_pages
 from twostage.reproduce.results import digest, settings
 
 COPIED: Final = ("pretrain", "rank")
-LEFT_BEHIND: Final = ("step-*", ".*", "tensorboard")        # of a stage that another cell takes over
+LEFT_BEHIND: Final = ("checkpoints", "tensorboard", ".*")       # of a stage that another cell takes over
 
 
 def main(arguments: Sequence[str], *, python: Sequence[str] = (sys.executable,)) -> int:

@@ -181,6 +181,7 @@ def _beside_paper(
         seconds = [result.seconds for cell in group if (result := cell.result(row)) and result.seconds is not None]
         time = f"{statistics.fmean(seconds):.0f}" if seconds else UNKNOWN
         lines.append((row_title(row, method), *compared, time))
+    notes = (*notes, "Seconds: wall clock of the row's own training; with stage 1 where it goes on from that.")
     copied = paper.copied_cross_entropy(dataset, noise)
     if copied is not None and "cross_entropy" in rows:
         notes = (*notes, f"The paper also quotes cross-entropy from Patrini et al.: {_published(copied)}.")
