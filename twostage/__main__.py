@@ -19,6 +19,7 @@ Learn an image classifier from photos with noisy labels, in two stages.
   rank        stage 1: score every sample with that network
   mine        stage 1: keep the labels that are very likely right (the seed set)
   train       stage 2: train on with all images and only those labels
+  baselines   the rows that `run.baselines` names, for comparison
   evaluate    test every model of the run
   report      write report.html
   reproduce   a table of the paper: many runs, ours beside its figures; see `twostage reproduce --help`

@@ -70,6 +70,16 @@ def finetune(config: Config) -> int:
     return 0
 
 
+def baselines(config: Config) -> int:
+    """Train what `run.baselines` names, for comparison; stage 1 is done."""
+    if not config.run.baselines:
+        raise InputError("run.baselines names nothing to train")
+    session = _open(config)
+    _baselines(session)
+    session.say(f"baselines: in {config.run.dir / 'baseline_*'}; next: `twostage evaluate`")
+    return 0
+
+
 def evaluate(config: Config) -> int:
     """Test every trained model of the run."""
     session = _open(config)
@@ -108,7 +118,7 @@ def report(config: Config) -> int:
 
 VERBS: dict[str, Callable[[Config], int]] = {
     function.__name__: function
-    for function in (pretrain, clean_filter, rank, mine, train, finetune, evaluate, run, report)
+    for function in (pretrain, clean_filter, rank, mine, train, finetune, baselines, evaluate, run, report)
 }
 
 
