@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -21,16 +22,22 @@ def find() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
+def _high(descriptor: int) -> int:
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 20)
+    os.close(descriptor)
+    return moved
+
+
 class Browser:
     """One tab. Every event of it is kept in `events`: console messages, exceptions, network requests."""
 
     def __init__(self, executable: str, profile: Path) -> None:
-        (their_in, our_out), (our_in, their_out) = os.pipe(), os.pipe()
+        # the protocol is spoken on the browser's file descriptors 3 (in) and 4 (out), so these must not be in the way
+        (their_in, our_out), (our_in, their_out) = (map(_high, os.pipe()) for _ in range(2))
         command = [executable, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
                    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
                    "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-        # the protocol is spoken on file descriptors 3 (in) and 4 (out)
-        shell = ["sh", "-c", f'exec "$@" 3<&{their_in} 4>&{their_out}', "sh", *command]
+        shell = ["bash", "-c", f'exec "$@" 3<&{their_in} 4>&{their_out}', "bash", *command]
         self.process = subprocess.Popen(shell, pass_fds=(their_in, their_out), stdout=subprocess.DEVNULL,
                                         stderr=subprocess.DEVNULL)
         os.close(their_in)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -281,7 +281,7 @@ def _ranking(run: Run) -> Ranking | None:
         run.dataset = None
         return ranking
     column = run.read(dataset.path, lambda _: dataset.labels(str(clean))) if clean else None
-    return ranking if column is None else replace(ranking, truth=column.dense(len(dataset))[ranking.index])
+    return ranking if column is None else ranking.with_truth(column.dense(len(dataset))[ranking.index])
 
 
 def _recorded_digests(run: Run) -> dict[str, str]:

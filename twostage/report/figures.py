@@ -27,7 +27,7 @@ COLOURS: Final = {
     "sand": ("#a8894a", "#c9ab6b"),
     "amber": ("#c8660a", "#f0a04b"),
     "blue": ("#1d63c4", "#6aa8ff"),
-    "green": ("#1f7f4c", "#5cc58c"),
+    "green": ("#1b7545", "#5cc58c"),
     "violet": ("#7a4fc9", "#b69af0"),
     "teal": ("#0e7f8c", "#4fc3d0"),
     "rose": ("#bf3f7f", "#f08fbf"),
@@ -123,7 +123,7 @@ def ranking_panel(
     last_kept = int(np.flatnonzero(kept)[-1]) + 1 if kept.any() else 0
     words = f"Ranking of the {len(scores):,} labels {class_name}: {int(kept.sum()):,} are kept"
     with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _canvas(3.1, 1.75)
+        figure, axes = _canvas(3.1, 1.75, left=0.3, below=0.22)
         axes.plot(rank[chosen], scores[chosen], color=_DRAWN["blue"])
         inside = chosen[chosen < last_kept]
         axes.fill_between(rank[inside], scores[inside], color=_DRAWN["blue"], alpha=0.22, linewidth=0)
@@ -164,11 +164,12 @@ def _in_words(line: Line, percent: bool) -> str:
     return f"{line.title}: from {first} to {last}, lowest {low}, highest {high}, over {line.x[-1]:,.0f} steps."
 
 
-def _canvas(width: float, height: float) -> tuple[Any, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _canvas(width: float, height: float, left: float = 0.56, below: float = 0.36) -> tuple[Any, Any]:
+    figure = Figure(figsize=(width, height))
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0.0)
-    axes = figure.add_subplot()
+    right, above = 0.16, 0.07       # inches; a layout engine would draw everything twice, and panels would not line up
+    axes = figure.add_axes((left / width, below / height, (width - left - right) / width, 1 - (below + above) / height))
     axes.patch.set_alpha(0.0)
     axes.grid(axis="y", linewidth=0.8)
     axes.set_axisbelow(True)

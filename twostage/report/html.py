@@ -27,6 +27,7 @@ from twostage.report.tables import (
     points,
     reference,
     seed_totals,
+    shade,
     share,
 )
 from twostage.report.words import balance_notes, class_notes, doubt_notes
@@ -111,7 +112,7 @@ def page(template: str, context: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "number": number, "share": share}
+    environment.filters |= {"percent": percent, "points": points, "number": number, "shade": shade, "share": share}
     return environment.get_template(template).render(context)
 
 

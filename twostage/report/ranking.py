@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twostage.data.schema import NO_LABEL
+from twostage.data.schema import NO_LABEL, InputError
 from twostage.stage1.parts import Indices, Mask, Scores, read_parts
 
 Floats = npt.NDArray[np.float64]
@@ -45,6 +46,10 @@ class Ranking:
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         chosen: dict[str, Any] = {n: column[rows] for n, column in columns.items() if isinstance(column, np.ndarray)}
         return dataclasses.replace(self, **chosen)
+
+    def with_truth(self, truth: Indices | None) -> Ranking:
+        """The same with clean labels, (rows,)."""
+        return dataclasses.replace(self, truth=truth)
 
     def trained_on(self) -> Ranking:
         """Only the samples that stage 1 was trained on with a label."""
@@ -119,7 +124,10 @@ def estimated_joint(ranking: Ranking) -> Floats:
 def _num_classes(folder: Path) -> int:
     """From the width of the probabilities in any part; 0 where there is none, which `read_parts` then says."""
     for part in sorted(folder.glob("part-*.parquet")):
-        return int(pq.read_schema(part).field("probs").type.list_size)
+        try:
+            return int(pq.read_schema(part).field("probs").type.list_size)
+        except (pa.ArrowException, KeyError, AttributeError) as error:
+            raise InputError(f"{part} is damaged ({error}): delete its folder and run `rank` again") from error
     return 0
 
 

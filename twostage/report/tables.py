@@ -152,6 +152,11 @@ def number(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
+def shade(value: float) -> float:
+    """How much colour a matrix cell gets, 0..1. From 0.53 to 0.88 neither dark nor light text could be read on it."""
+    return 0.74 * value if value <= 0.7 else 0.88 + 0.4 * (min(1.0, value) - 0.7)
+
+
 def share(value: float | None) -> str:
     """A share as a plain number for the style sheet, 0 where unknown."""
     return "0" if value is None or not math.isfinite(value) else f"{min(1.0, max(0.0, value)):.4f}"

@@ -1,0 +1,152 @@
+"""The verbs that read finished run folders: `twostage report` and `twostage audit`. They need no torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from twostage.data.schema import NO_LABEL, InputError, nearest
+from twostage.report.audit import Judged, audit_table, open_judged, write_audit
+from twostage.report.corrected import correct, export
+from twostage.stage1.parts import Indices
+
+AUDIT_EXAMPLES = """\
+examples:
+  twostage audit runs/first                               the 20 most doubtful labels, and both files
+  twostage audit runs/first --class shirt --top 50        of one class
+  twostage audit runs/first --export corrected            a label column for the next run: --data.labels corrected
+
+the files in other tools, here the 20 most doubtful labels:
+  duckdb -c "SELECT key, label_name, predicted_name, score FROM 'runs/first/labels_audit.parquet' WHERE NOT kept
+             ORDER BY score LIMIT 20"
+  python -c "import polars as pl; print(pl.scan_parquet('runs/first/labels_audit.parquet')
+             .filter(~pl.col('kept')).sort('score').head(20).collect())"
+  python -c "import pandas as pd; print(pd.read_parquet('runs/first/labels_audit.parquet')
+             .query('not kept').nsmallest(20, 'score'))"
+"""
+
+
+def report(arguments: list[str]) -> int:
+    """`twostage report RUN [RUN …]`: one page about a run, or several runs side by side."""
+    parser = argparse.ArgumentParser(
+        prog="twostage report",
+        description="Write one self-contained HTML page about a run, or about several side by side. It opens offline "
+        "and can be mailed. What a run does not hold yet is said in it.",
+        epilog="examples: twostage report runs/first;  twostage report runs/demo/run-* --out demo.html",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="where the page goes; default: report.html in the run folder, or in the folder that all runs lie in",
+    )
+    args = parser.parse_args(arguments)
+    if args.out is not None and args.out.is_dir():
+        raise InputError(f"--out {args.out} is a folder: name a file in it, {args.out / 'report.html'} say")
+    if len(args.runs) == 1:
+        from twostage.report.html import write_report  # matplotlib takes its time
+
+        page = write_report(args.runs[0], args.out)
+    else:
+        from twostage.report.compare import write_comparison
+
+        page = write_comparison(args.runs, args.out)
+    print(f"report: {page}")
+    return 0
+
+
+def audit(arguments: list[str]) -> int:
+    """`twostage audit RUN`: every label that stage 1 judged as a table, the most doubtful ones in the terminal."""
+    parser = argparse.ArgumentParser(
+        prog="twostage audit",
+        description="List the labels that stage 1 believes least, and write labels_audit.parquet and labels_audit.csv "
+        "into the run folder: every sample's key, given and predicted label, score, rank in its class, kept or not "
+        "and why.",
+        epilog=AUDIT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder whose stage 1 is done")
+    parser.add_argument("--class", dest="class_name", metavar="NAME", help="only labels of this class")
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="how many to list (default: %(default)s)")
+    parser.add_argument("--export", metavar="NAME", help="write corrected labels into the dataset as this label column")
+    parser.add_argument(
+        "--min-confidence", type=float, default=0.9, metavar="P",
+        help="with --export: a label that was not kept becomes the predicted class where that is at least so probable "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--others", choices=("keep", "drop"), default="keep",
+        help="with --export: whether the other labels that were not kept stay as given (default) or go",
+    )
+    args = parser.parse_args(arguments)
+    if args.top < 0:
+        raise InputError(f"--top {args.top} is negative")
+    judged = open_judged(args.run)
+    names = judged.labels.class_names
+    if args.class_name is not None and args.class_name not in names:
+        raise InputError(f"no class {args.class_name!r}; {nearest(args.class_name, names)}")
+    table = audit_table(judged)
+    paths = write_audit(table, args.run)
+    print(listing(table, args.class_name, args.top))
+    print(f"audit: {paths[0]}, {paths[1]}")
+    if args.export is not None:
+        print(_export(judged, args.export, args.min_confidence, args.others))
+    return 0
+
+
+def listing(table: pa.Table, class_name: str | None, top: int) -> str:
+    """The `top` least likely labels as aligned text, and what became of all labels in a sentence."""
+    if class_name is not None:
+        table = table.filter(pc.equal(table["label_name"], class_name))
+    labeled = table.filter(pc.is_valid(table["label"]))
+    shown = labeled.sort_by([("score", "ascending"), ("index", "ascending")]).slice(0, top).to_pylist()
+    with_truth = any(row["clean"] is not None for row in shown)
+    rows = [["key", "label", "score", "stage 1 says", "probability", "rank", "kept", *(["truth"] * with_truth)]]
+    for row in shown:
+        cells = [
+            row["key"],
+            row["label_name"],
+            f"{row['score']:.4f}",
+            row["predicted_name"],
+            f"{row['confidence']:.4f}",
+            f"{row['rank_in_class']}/{row['labels_in_class']}",
+            f"{'yes' if row['kept'] else 'no'}, {row['reason']}",
+            *([row["clean_name"] or "-"] * with_truth),
+        ]
+        rows.append([cell if cell.isprintable() else repr(cell) for cell in cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = lines if shown else []
+    reasons = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"]).to_pylist()}
+    kept = pc.sum(table["kept"]).as_py() or 0
+    told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
+    lines.append(f"{len(labeled):,} labels, {kept:,} kept ({told})")
+    known = [row for row in shown if row["clean"] is not None]
+    if known:
+        wrong = sum(row["clean"] != row["label"] for row in known)
+        lines.append(f"of the {len(known):,} listed whose truth is known, {wrong:,} are wrong")
+    return "\n".join(lines)
+
+
+def _export(judged: Judged, name: str, min_confidence: float, others: str) -> str:
+    correction = correct(judged, min_confidence=min_confidence, drop=others == "drop")
+    written = export(judged, correction, name, {"min_confidence": min_confidence, "others": others})
+    told = ", ".join(f"{given} -> {new} {count:,}" for given, new, count in correction.changes[:5])
+    lines = f"export: label column {name!r}{'' if written else ' (there already, the same)'}: "
+    lines += f"{correction.num_changed:,} labels changed"
+    if told:
+        lines += f" ({told if told.isprintable() else ascii(told)}{', …' if len(correction.changes) > 5 else ''})"
+    truth, given = judged.ranking.truth, judged.ranking.label
+    if truth is not None:
+        corrected = np.full(len(judged.dataset), NO_LABEL)
+        corrected[correction.index] = correction.label
+        lines += f"; right {_right(given, truth)} before, {_right(corrected[judged.ranking.index], truth)} now"
+    return f"{lines}; train on it by --data.labels {name}"
+
+
+def _right(label: Indices, truth: Indices) -> str:
+    known = (label != NO_LABEL) & (truth != NO_LABEL)
+    return f"{100 * (label == truth)[known].mean():.1f} % of {known.sum():,}" if known.any() else "-"
