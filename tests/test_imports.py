@@ -23,6 +23,7 @@ LAYERS = {          # a module may import modules of its own layer's number or o
     "twostage.stage1": 3,
     "twostage.stage2": 3,
     "twostage.report": 3,
+    "twostage.report.command": 4,
     "twostage.baselines": 4,
     "twostage.reproduce": 4,
     "twostage.verbs": 4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import sys
 from importlib.metadata import version
 
@@ -10,6 +11,12 @@ from twostage.cli import is_main_process, parse
 from twostage.data.schema import InputError, nearest
 from twostage.verbs import VERBS
 
+# Verbs with a command line of their own, as they are about finished runs or about many: module, function.
+OF_FOLDERS = {
+    "report": ("twostage.report.command", "report"),
+    "audit": ("twostage.report.command", "audit"),
+    "reproduce": ("twostage.reproduce.command", "main"),
+}
 USAGE = """usage: twostage VERB --config FILE [--section.field=value ...]
 
 Learn an image classifier from photos with noisy labels, in two stages.
@@ -21,8 +28,11 @@ Learn an image classifier from photos with noisy labels, in two stages.
   train       stage 2: train on with all images and only those labels
   baselines   the rows that `run.baselines` names, for comparison
   evaluate    test every model of the run
-  report      write report.html
-  reproduce   a table of the paper: many runs, ours beside its figures; see `twostage reproduce --help`
+
+These take run folders instead; see `twostage VERB --help`:
+  report      one page about a run, or about several side by side: twostage report RUN [RUN ...]
+  audit       the labels that stage 1 believes least, as tables; corrected labels: twostage audit RUN
+  reproduce   a table of the paper: many runs, ours beside its figures
 
 A verb does only what is missing in the run folder, so it is safe to run again after anything.
 
@@ -47,12 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     verb = arguments[0]
     try:
-        if verb == "reproduce":                 # many runs, so it has a command line of its own
-            from twostage.reproduce.command import main as reproduce
-
-            return reproduce(arguments[1:])
+        if verb in OF_FOLDERS:
+            module, name = OF_FOLDERS[verb]
+            code: int = getattr(importlib.import_module(module), name)(arguments[1:])
+            return code
         if verb not in VERBS:
-            raise InputError(f"unknown verb {verb!r}; {nearest(verb, [*VERBS, 'reproduce'])}")
+            raise InputError(f"unknown verb {verb!r}; {nearest(verb, [*VERBS, *OF_FOLDERS])}")
         function = VERBS[verb]
         return function(parse(verb, str(function.__doc__), arguments[1:]))
     except InputError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import jsonargparse
 import yaml
@@ -14,6 +15,26 @@ from twostage.config import Config
 from twostage.data.schema import InputError, nearest
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Of verbs that have a command line of their own: mistakes come out like all others, as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError instead of printing the usage and leaving."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def read(self, arguments: list[str]) -> argparse.Namespace:
+        """Parses a command line.
+
+        Raises:
+            InputError: an argument is missing, wrong or unknown (names the nearest option).
+        """
+        args, unknown = self.parse_known_args(arguments)
+        if unknown:
+            options = {option for action in self._actions for option in action.option_strings}
+            raise InputError(f"{self.prog}: unknown argument {unknown[0]!r}; {nearest(unknown[0], options)}")
+        return args
 
 
 def parse(verb: str, description: str, arguments: list[str]) -> Config:

@@ -1,6 +1,6 @@
 """One function per verb of the command line: which stage reads and writes which folder of the run.
 
-Modules that need torch are imported inside the functions, so that `mine` and `report` start without it.
+Modules that need torch are imported inside the functions, so that `mine` starts without it.
 """
 
 from __future__ import annotations
@@ -108,17 +108,9 @@ def run(config: Config) -> int:
     return 0
 
 
-def report(config: Config) -> int:
-    """Write report.html from what the run folder holds."""
-    from twostage.report.html import write_report
-
-    print(f"report: {write_report(config.run.dir)}")
-    return 0
-
-
 VERBS: dict[str, Callable[[Config], int]] = {
     function.__name__: function
-    for function in (pretrain, clean_filter, rank, mine, train, finetune, baselines, evaluate, run, report)
+    for function in (pretrain, clean_filter, rank, mine, train, finetune, baselines, evaluate, run)
 }
 
 

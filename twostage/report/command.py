@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from twostage.cli import Parser
 from twostage.data.schema import NO_LABEL, InputError, nearest
 from twostage.report.audit import Judged, audit_table, open_judged, write_audit
 from twostage.report.corrected import correct, export
@@ -32,7 +33,7 @@ the files in other tools, here the 20 most doubtful labels:
 
 def report(arguments: list[str]) -> int:
     """`twostage report RUN [RUN …]`: one page about a run, or several runs side by side."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="twostage report",
         description="Write one self-contained HTML page about a run, or about several side by side. It opens offline "
         "and can be mailed. What a run does not hold yet is said in it.",
@@ -43,7 +44,7 @@ def report(arguments: list[str]) -> int:
         "--out", type=Path, metavar="FILE",
         help="where the page goes; default: report.html in the run folder, or in the folder that all runs lie in",
     )
-    args = parser.parse_args(arguments)
+    args = parser.read(arguments)
     if args.out is not None and args.out.is_dir():
         raise InputError(f"--out {args.out} is a folder: name a file in it, {args.out / 'report.html'} say")
     if len(args.runs) == 1:
@@ -60,10 +61,10 @@ def report(arguments: list[str]) -> int:
 
 def audit(arguments: list[str]) -> int:
     """`twostage audit RUN`: every label that stage 1 judged as a table, the most doubtful ones in the terminal."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="twostage audit",
-        description="List the labels that stage 1 believes least, and write labels_audit.parquet and labels_audit.csv "
-        "into the run folder: every sample's key, given and predicted label, score, rank in its class, kept or not "
+        description="List the labels that stage 1 believes least, and write labels_audit.parquet and\nlabels_audit.csv "
+        "into the run folder: every sample's key, given and predicted label,\nscore, rank in its class, kept or not, "
         "and why.",
         epilog=AUDIT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -81,7 +82,7 @@ def audit(arguments: list[str]) -> int:
         "--others", choices=("keep", "drop"), default="keep",
         help="with --export: whether the other labels that were not kept stay as given (default) or go",
     )
-    args = parser.parse_args(arguments)
+    args = parser.read(arguments)
     if args.top < 0:
         raise InputError(f"--top {args.top} is negative")
     judged = open_judged(args.run)

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
-from twostage.cli import parse
+from twostage.cli import Parser, parse
 from twostage.config import Config
 from twostage.data.schema import InputError
 from twostage.reproduce import grid
@@ -16,14 +16,6 @@ from twostage.reproduce.grid import Cell, Noise, Task
 from twostage.reproduce.results import is_done
 
 CONFIGS: Final = Path(__file__).parents[2] / "configs"
-
-
-class Parser(argparse.ArgumentParser):
-    """Mistakes come out like all others, as one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises InputError instead of printing the usage and leaving."""
-        raise InputError(f"{message}; see {self.prog} --help")
 
 
 @dataclass(frozen=True)

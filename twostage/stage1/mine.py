@@ -92,12 +92,7 @@ def mine(
         lines += ["", "validation", text_table(outputs["classes_val.parquet"], refined)]
         results |= {f"val_{name}": value for name, value in refined.items()}
 
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for stale in ("seeds.parquet", "classes.parquet", "val.parquet", "classes_val.parquet"):
-        if stale not in outputs:            # a validation set of another configuration must not be taken for this one's
-            (out_dir / stale).unlink(missing_ok=True)
-    for name, table in outputs.items():
-        write_table(out_dir / name, table)
+    _write(out_dir, outputs)
     return "\n".join(lines), results
 
 
@@ -246,6 +241,15 @@ def _check_scores(score: Scores, index: Indices, trained_by: str) -> None:
             f"the score of sample {index[broken[0]]} is not a number ({broken.size} such scores); the network that "
             f"ranked has diverged: lower {trained_by}.optimizer.lr, then run `{trained_by}` and `rank` again"
         )
+
+
+def _write(out_dir: Path, outputs: dict[str, pa.Table]) -> None:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for stale in ("seeds.parquet", "classes.parquet", "val.parquet", "classes_val.parquet"):
+        if stale not in outputs:            # a validation set of another configuration must not be taken for this one's
+            (out_dir / stale).unlink(missing_ok=True)
+    for name, table in outputs.items():
+        write_table(out_dir / name, table)
 
 
 def _known_and_right(ranked: Ranked, clean: Indices | None) -> tuple[Mask, Mask]:
