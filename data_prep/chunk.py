@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
-from multiprocessing import parent_process
-from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
 import pyarrow as pa
@@ -110,26 +107,16 @@ def _difference(work: Work, old: pa.Table, new: pa.Table) -> str:
     raise AssertionError("equal tables")
 
 
-_task: Task | None = None           # of this worker process
+_task: Task | None = None           # of this process
 
 
 def start_worker(task: Task) -> None:
-    """Prepares a worker process: it ends with its parent, and leaves Ctrl-C to it."""
+    """Prepares a process for `run_in_worker`."""
     global _task
     _task = task
-    if parent_process() is not None:
-        signal(SIGINT, SIG_IGN)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def run_in_worker(chunk: int) -> ChunkResult:
-    """Writes a chunk of the task that the worker was started with."""
+    """Writes a chunk of the task that the process was started with."""
     assert _task is not None
     return write_chunk(_task, chunk)

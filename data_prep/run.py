@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Final
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from data_prep.chunk import ChunkResult, Task, run_in_worker, start_worker, write_chunk
+from data_prep.chunk import ChunkResult, Task, run_in_worker, start_worker
 from data_prep.finish import Place, finish_shard
 from data_prep.inputs import some
 from data_prep.sources import Reader, Stamp
 from data_prep.work import Work, tar_size
+from data_prep.workers import run_in_processes
 from twostage.data.schema import InputError
 
 LINE_EVERY: Final = 10.0                # seconds between two lines of progress where there is no terminal
@@ -125,10 +125,12 @@ def run_chunks(
         for result in results.values():
             if finisher is not None:
                 finisher.add(result)
-        for result in _with_progress(task.work, _results(task, todo, workers), chunks, results):
-            results[result.chunk] = result
-            if finisher is not None:
-                finisher.add(result)
+        jobs = [(chunk,) for chunk in todo]
+        with closing(run_in_processes(run_in_worker, jobs, min(workers, len(jobs)), start_worker, (task,))) as found:
+            for result in _with_progress(task.work, found, chunks, results):
+                results[result.chunk] = result
+                if finisher is not None:
+                    finisher.add(result)
         if finisher is not None:
             finisher.close()
     except OSError as error:
@@ -139,42 +141,6 @@ def run_chunks(
         if finisher is not None:
             finisher.cancel()
     return [results[chunk] for chunk in chunks]
-
-
-def _results(task: Task, todo: Sequence[int], workers: int) -> Iterator[ChunkResult]:
-    """Results of chunks as they come, from this process or from several others."""
-    workers = min(workers, len(todo))
-    if workers <= 1:
-        for chunk in todo:
-            yield write_chunk(task, chunk)
-        return
-    others = multiprocessing.active_children()
-    context = multiprocessing.get_context("spawn")      # Arrow's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(task,))
-    try:
-        waiting: set[Future[ChunkResult]] = set()
-        rest = iter(todo)
-        while True:
-            for chunk in rest:
-                waiting.add(pool.submit(run_in_worker, chunk))
-                if len(waiting) >= 2 * workers:
-                    break
-            if not waiting:
-                break
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise OSError(
-            errno.ENOMEM, "a worker process died, probably for lack of memory; try again with fewer --workers"
-        ) from error
-    except BaseException:                               # a chunk may take long, and nobody will want its result
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _with_progress(

@@ -9,14 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_prep.canvas import Painter
+from data_prep.workers import run_in_processes
 from twostage.data.schema import InputError
 
 PER_FOLDER: Final = 1000
@@ -103,11 +100,8 @@ def main(args: argparse.Namespace) -> int:
     _check_present(plan, args.num)
     start = time.monotonic()
     images = written = num_bytes = 0
-    try:
-        for done in _with_progress(_run(plan, args.num, args.workers), args.num):
-            images, written, num_bytes = images + done.images, written + done.written, num_bytes + done.num_bytes
-    except BrokenProcessPool as error:
-        raise OSError("a worker process died (out of memory?); try again with a smaller --workers") from error
+    for done in _with_progress(_run(plan, args.num, args.workers), args.num):
+        images, written, num_bytes = images + done.images, written + done.written, num_bytes + done.num_bytes
     seconds = time.monotonic() - start
     print(f"synth: {images} images in {plan.out}, {written} of them written now", end="")
     if written:
@@ -241,38 +235,11 @@ def _comment(file: Path) -> str | None:
         return None
 
 
-def _end_with_parent() -> None:
-    """Makes a worker process end when its parent is killed; it would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _run(plan: Plan, num: int, workers: int) -> Iterator[Done]:
     """Does all jobs, in any order."""
-    jobs = list_jobs(num, plan.classes)
-    if min(workers, -(-num // PER_JOB)) <= 1:
-        for job in jobs:
-            yield make_images(plan, job)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
-        waiting: set[Future[Done]] = set()
-        try:
-            for job in jobs:
-                waiting.add(pool.submit(make_images, plan, job))
-                if len(waiting) >= 4 * workers:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        finally:
-            pool.shutdown(cancel_futures=True)      # else an error would wait for the jobs in line
+    jobs = ((plan, job) for job in list_jobs(num, plan.classes))
+    return run_in_processes(make_images, jobs, min(workers, -(-num // PER_JOB)))
+
 
 
 def _with_progress(results: Iterator[Done], total: int) -> Iterator[Done]:

@@ -6,18 +6,16 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from tqdm import tqdm
 
 from data_prep.findings import Finding, check_report_path, in_order, print_findings, write_report
-from data_prep.verify_shards import ShardRows, check_shard
+from data_prep.verify_shards import check_shard
 from data_prep.verify_tables import DAMAGED, Samples, check_labels, check_rejected, check_samples, rows_by_shard
+from data_prep.workers import run_in_processes
 from twostage.data.schema import InputError, read_marker, shard_name
 
 LINE_EVERY: Final = 10.0     # seconds between two lines of progress where there is no terminal
@@ -68,32 +66,11 @@ def main(args: argparse.Namespace) -> int:
 def _check_shards(dataset: Path, shard_sizes: list[int], quick: bool, workers: int) -> list[Finding]:
     """Findings of all shards, in any order."""
     findings: list[Finding] = []
-    try:
-        results = _results(dataset, rows_by_shard(dataset, shard_sizes), quick, min(workers, len(shard_sizes)))
-        for part in _with_progress(results, len(shard_sizes)):
-            findings += part
-    except BrokenProcessPool as error:
-        raise OSError("a worker process died (out of memory?); try again with a smaller --workers") from error
+    jobs = ((dataset, rows, quick) for rows in rows_by_shard(dataset, shard_sizes))
+    results = run_in_processes(check_shard, jobs, min(workers, len(shard_sizes)))
+    for part in _with_progress(results, len(shard_sizes)):
+        findings += part
     return findings
-
-
-def _results(dataset: Path, jobs: Iterable[ShardRows], quick: bool, workers: int) -> Iterator[list[Finding]]:
-    """Checks shards in several processes, while no more than two shards a process wait in memory."""
-    if workers <= 1:
-        for rows in jobs:
-            yield check_shard(dataset, rows, quick)
-        return
-    # spawn: Arrow's threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting: set[Future[list[Finding]]] = set()
-        for rows in jobs:
-            waiting.add(pool.submit(check_shard, dataset, rows, quick))
-            if len(waiting) >= 2 * workers:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
 
 
 def _with_progress(results: Iterator[list[Finding]], total: int) -> Iterator[list[Finding]]:

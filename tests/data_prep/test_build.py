@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
@@ -20,8 +19,6 @@ from PIL import Image, ImageOps
 
 from data_prep.__main__ import main
 from twostage.data import schema
-
-SHARED = Path(os.environ.get("TWOSTAGE_SHARED", Path(__file__).parents[3] / "shared"))
 
 
 def build(source: Path, out: Path, *options: str, code: int = 0) -> Path:
@@ -279,25 +276,3 @@ def test_shards_without_any_accepted_image_leave_no_gap(tmp_path: Path) -> None:
     assert marker["num_samples"] == 15 and marker["num_shards"] < 28
     assert len(list((out / "shards").iterdir())) == 2 * marker["num_shards"]
     assert digests(build(tmp_path / "s", tmp_path / "o2", "--shard-size", "2", "--workers", "2")) == digests(out)
-
-
-def test_every_sample_of_mnist_has_its_pixels_and_label(tmp_path: Path) -> None:
-    source = SHARED / "data" / "mnist"
-    if not source.is_dir():
-        pytest.skip(f"no MNIST in {source}")
-    arguments = ["build", str(source), str(tmp_path / "o"), "--format", "mnist", "--check", "header"]
-    assert main([*arguments, "--workers", "2"]) == 0
-    samples = pq.read_table(tmp_path / "o" / "samples.parquet", columns=["key", "split", "width"]).to_pydict()
-    labels = schema.read_labels(tmp_path / "o", "given").label
-    stored = members(tmp_path / "o")
-    for part, prefix in (("train", "train"), ("test", "t10k")):
-        raw = gzip.decompress((source / f"{prefix}-images-idx3-ubyte.gz").read_bytes())
-        images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
-        raw = gzip.decompress((source / f"{prefix}-labels-idx1-ubyte.gz").read_bytes())
-        truth = np.frombuffer(raw, np.uint8, offset=8)
-        places = {int(key.split("/")[1]): i for i, key in enumerate(samples["key"]) if key.startswith(part)}
-        order = np.array([places[number] for number in range(len(truth))])
-        assert np.array_equal(labels[order], truth)
-        for number in range(0, len(truth), 97):
-            with Image.open(io.BytesIO(stored[int(order[number])])) as image:
-                assert np.array_equal(np.asarray(image), images[number])

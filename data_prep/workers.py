@@ -1,0 +1,89 @@
+"""Runs a function over many jobs in worker processes that end with their parent, whatever ends it."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+Result = TypeVar("Result")
+WAITING: Final = 2          # jobs for each worker that are made and not yet done
+
+
+def run_in_processes(
+    function: Callable[..., Result],
+    jobs: Iterable[tuple[Any, ...]],
+    workers: int,
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple[Any, ...] = (),
+) -> Generator[Result, None, None]:
+    """Yields function(*job) of all jobs as they are done, in any order; only a few jobs and results are in memory.
+
+    With one worker, everything happens in this process. When the iterator is closed, or anything goes wrong, what is
+    under way is ended and not waited for.
+
+    Raises:
+        OSError: a worker died. Also what `function` raises.
+    """
+    if workers <= 1:
+        if initializer is not None:
+            initializer(*initargs)
+        for job in jobs:
+            yield function(*job)
+        return
+    others = multiprocessing.active_children()
+    context = multiprocessing.get_context("spawn")              # Arrow's threads do not survive a fork
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(initializer, initargs))
+    try:
+        waiting: set[Future[Result]] = set()
+        for job in jobs:
+            with _interrupts_blocked():                         # a new process inherits it
+                waiting.add(pool.submit(function, *job))
+            if len(waiting) >= WAITING * workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    except BrokenProcessPool as error:
+        raise OSError(
+            errno.ENOMEM, "a worker process died, probably for lack of memory; try again with fewer --workers"
+        ) from error
+    except BaseException:                                       # a job may take long, and nobody wants its result now
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the parent: it ends its workers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def _end_with_parent() -> None:
+    """A worker would wait for jobs for ever after its parent was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
