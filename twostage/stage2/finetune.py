@@ -31,14 +31,20 @@ def finetune(session: Session, folder: Path, weights: Path) -> None:
     rng_seed, runtime = session.config.run.rng_seed, session.config.runtime
 
     clean_set = open_clean_set(views, session.config.data, rng_seed)
-    inputs = session.inputs(finetune=stage.plain(config), weights=file_digest(weights), num_val=len(clean_set.val))
-    del inputs["finetune"]["init"]      # the same weights are the same, wherever they lie
+    settings = stage.plain(config)
+    del settings["init"]                # the same weights are the same, wherever they lie
+    inputs = session.inputs(
+        finetune=settings,
+        noise=[session.config.train.dropout, session.config.train.input_noise],
+        weights=file_digest(weights),
+        num_val=len(clean_set.val),
+    )
     if stage.done(folder, inputs):
         session.say(f"{folder.name}: already done")
         return
     stage.begin(folder, inputs, world)
 
-    model = session.new_model()
+    model = session.new_model(dropout=session.config.train.dropout, input_noise=session.config.train.input_noise)
     load_weights(weights, model)
     optimizer = make_optimizer(model, config.optimizer)
     network, prepared = accelerator.prepare(model, optimizer)
