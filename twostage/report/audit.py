@@ -19,10 +19,16 @@ from twostage.report.ranking import Ranking, read_ranking
 from twostage.runtime.stage import read_inputs
 from twostage.stage1.parts import Indices
 
-REASONS: Final = ("certain", "filled up", "uncertain", "disagrees", "held out", "no label")
-"""kept: as likely as mine.min_score, or among the best mine.min_share of its class; not kept: agrees with the
-prediction but is less likely than those, the prediction is another class, kept out of training and not mined, or
-there is none"""
+REASONS: Final = (
+    "certain",          # kept: as likely as mine.min_score
+    "filled up",        # kept: among the best mine.min_share of its class
+    "accepted",         # kept by its class's classifier (mine.rule: clean_filter)
+    "uncertain",        # not kept: agrees with the prediction, but is less likely than those above
+    "disagrees",        # not kept: the prediction is another class
+    "refused",          # not kept by its class's classifier
+    "held out",         # kept out of training, and not mined
+    "no label",
+)
 AUDIT_SCHEMA: Final = pa.schema(
     [
         ("index", pa.int64()),
@@ -54,6 +60,8 @@ class Judged:
     """as given"""
     ranking: Ranking
     min_score: float
+    by_classifiers: bool
+    """whether the labels were kept by a classifier per class (mine.rule: clean_filter)"""
     refined: bool
     """whether the held-out samples were mined, too"""
 
@@ -68,7 +76,7 @@ def open_judged(run_dir: Path) -> Judged:
     try:
         dataset_path, labels_name = Path(str(config["data"]["dataset"])), str(config["data"].get("labels", "given"))
         clean_name, mine = config["data"].get("clean_labels"), config.get("mine", {})
-        min_score = float(mine.get("min_score", 0.9))
+        min_score, by_classifiers = float(mine.get("min_score", 0.9)), mine.get("rule") == "clean_filter"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run_dir / 'config.yaml'} is not the configuration of a run ({error!r})") from error
     for stage, verb in (("rank", "rank"), ("mine", "mine")):
@@ -88,7 +96,7 @@ def open_judged(run_dir: Path) -> Judged:
     if ranking.num_classes != len(labels.class_names) or (len(ranking.index) and ranking.index[-1] >= len(dataset)):
         raise InputError(f"the ranking in {run_dir} does not belong to {dataset_path}: run `twostage rank` again")
     truth = dataset.labels(str(clean_name)).dense(len(dataset))[ranking.index] if clean_name else None
-    return Judged(run_dir, dataset, labels, ranking.with_truth(truth), min_score, val.exists())
+    return Judged(run_dir, dataset, labels, ranking.with_truth(truth), min_score, by_classifiers, val.exists())
 
 
 def audit_table(judged: Judged) -> pa.Table:
@@ -113,7 +121,7 @@ def audit_table(judged: Judged) -> pa.Table:
         pa.array(place, mask=unlabeled),
         pa.array(size, mask=unlabeled),
         pa.array(ranking.kept),
-        pa.array(REASONS).take(pa.array(_reason(judged))),
+        pa.array(_reasons(judged)),
         pa.array(ranking.held_out),
         clean,
         names.take(clean),
@@ -150,14 +158,16 @@ def write_audit(table: pa.Table, run_dir: Path) -> tuple[Path, Path]:
     return parquet, csv
 
 
-def _reason(judged: Judged) -> npt.NDArray[np.int8]:
+def _reasons(judged: Judged) -> npt.NDArray[np.str_]:
     ranking = judged.ranking
-    certain = ranking.score >= np.float32(judged.min_score)
-    reason = np.where(ranking.label == ranking.predicted, 2, 3)
-    reason = np.where(ranking.kept, np.where(certain, 0, 1), reason)
+    kept = np.where(ranking.score >= np.float32(judged.min_score), "certain", "filled up")
+    rejected = np.where(ranking.label == ranking.predicted, "uncertain", "disagrees")
+    if judged.by_classifiers:
+        kept, rejected = np.full_like(kept, "accepted"), np.full_like(rejected, "refused")
+    reasons = np.where(ranking.kept, kept, rejected)
     if not judged.refined:
-        reason = np.where(ranking.held_out, 4, reason)
-    return np.where(ranking.label == NO_LABEL, 5, reason).astype(np.int8)
+        reasons = np.where(ranking.held_out, "held out", reasons)
+    return np.where(ranking.label == NO_LABEL, "no label", reasons)
 
 
 def _read_config(run_dir: Path) -> dict[str, Any]:

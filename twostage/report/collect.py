@@ -17,17 +17,12 @@ import yaml
 from twostage.data.dataset import Dataset
 from twostage.data.schema import InputError, file_digest, nearest
 from twostage.report.ranking import Floats, Ranking, read_ranking
+from twostage.rows import titles
 from twostage.stage1.parts import Indices
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError, pa.ArrowException)
 
-TITLES: Final = {
-    "baseline_cross_entropy": "cross-entropy",
-    "baseline_balanced_cross_entropy": "balanced cross-entropy",
-    "pretrain": "balanced cross-entropy (stage 1)",
-    "train": "two-stage",
-    "finetune": "two-stage, fine-tuned",
-}
+TITLES: Final = titles()
 """models in the order of the report; other folders below evaluate/ follow under their own names"""
 
 

@@ -35,6 +35,7 @@ def report(arguments: list[str]) -> int:
     """`twostage report RUN [RUN …]`: one page about a run, or several runs side by side."""
     parser = Parser(
         prog="twostage report",
+        allow_abbrev=False,
         description="Write one self-contained HTML page about a run, or about several side by side. It opens offline "
         "and can be mailed. What a run does not hold yet is said in it.",
         epilog="examples: twostage report runs/first;  twostage report runs/demo/run-* --out demo.html",
@@ -63,6 +64,7 @@ def audit(arguments: list[str]) -> int:
     """`twostage audit RUN`: every label that stage 1 judged as a table, the most doubtful ones in the terminal."""
     parser = Parser(
         prog="twostage audit",
+        allow_abbrev=False,
         description="List the labels that stage 1 believes least, and write labels_audit.parquet and\nlabels_audit.csv "
         "into the run folder: every sample's key, given and predicted label,\nscore, rank in its class, kept or not, "
         "and why.",

@@ -16,9 +16,10 @@ from twostage.data.schema import InputError, write_aside
 from twostage.report.collect import Run, Tested, collect, setting
 from twostage.report.figures import Line
 from twostage.report.html import PANELS, Panel, flat, page, panel
-from twostage.report.tables import STAGES, main_model, reference, seed_totals
+from twostage.report.tables import main_model, reference, seed_totals
 
 RUN_COLOURS: Final = ("blue", "amber", "green", "violet", "grey", "teal", "rose", "sand")
+MAIN: Final = {"stage 1": "pretrain", "stage 2": "train"}
 SEED_KEYS: Final = ("run.dir", "run.rng_seed", "data.labels", "data.dataset")
 """settings that may differ between runs that are repeated for their mean; of the labels, only a number at the end"""
 QUIET: Final = ("run.dir", "command")
@@ -87,7 +88,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
         "classes": _class_rows(columns, names),
         "kept": _kept_rows(columns),
         "speed": {c.name: _speed(c.run) for c in columns},
-        "panels": {stage: _panels(columns, stage) for stage in STAGES},
+        "panels": {stage: _panels(columns, stage) for stage in MAIN},
         "uncoloured": len(columns) - len(RUN_COLOURS),
         "config_differences": _differences([flat(c.run.config) for c in columns]),
         "environment_differences": _differences([flat(c.run.environment) for c in columns]),
@@ -165,7 +166,7 @@ def _kept_rows(columns: Sequence[Column]) -> list[tuple[str, list[tuple[float | 
 def _speed(run: Run) -> dict[str, tuple[float | None, float | None]]:
     """Stage -> medians of (images per second, share of the time waiting for data)."""
     found = {}
-    for stage in ("pretrain", "train"):
+    for stage in MAIN.values():
         curves = run.curves.get(stage, {})
         medians = [
             float(np.median(curves[metric][1])) if metric in curves and curves[metric][1].size else None
@@ -177,14 +178,14 @@ def _speed(run: Run) -> dict[str, tuple[float | None, float | None]]:
 
 
 def _panels(columns: Sequence[Column], stage: str) -> list[Panel]:
-    """One line for each run: of stage 1's network, or of the last of stage 2."""
+    """One line for each run, of the stage's own network."""
     panels = []
     for metric, (title, stages, is_share) in PANELS.items():
         lines = []
         for column in columns:
-            folder = next((n for n in reversed(STAGES[stage]) if metric in column.run.curves.get(n, {})), None)
-            if column.colour and folder is not None and stage in stages:
-                lines.append(Line(column.name, *column.run.curves[folder][metric], column.colour))
+            curves = column.run.curves.get(MAIN[stage], {})
+            if column.colour and metric in curves and stage in stages:
+                lines.append(Line(column.name, *curves[metric], column.colour))
         if lines:
             panels.append(panel(f"{title}, {stage}", title, lines, is_share))
     return panels

@@ -184,7 +184,7 @@ def _missing(run: Run) -> dict[str, str]:
         ("tested", not tested, f"No model has been tested yet: {again}, or `twostage evaluate`."),
         ("baseline", not any(name.startswith("baseline") for name in tested) and balanced,
          "No baseline was tested; `run.baselines: [cross_entropy]` gives the difference against ordinary training."),
-        ("stage2", not tested & set(STAGES["stage 2"]), f"Stage 2 has no result yet: {again}."),
+        ("stage2", not tested & {"train", "finetune"}, f"Stage 2 has no result yet: {again}."),
         ("seeds", not run.classes, f"No labels have been mined yet: {again}."),
         ("ranking", not run.ranking, "No complete ranking, so there are no ranking curves and no gallery."),
         ("truth", no_truth, "No clean labels (`data.clean_labels`), so how many labels are right is not known."),

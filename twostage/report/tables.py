@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Final
 
 from twostage.report.collect import Run, Tested
+from twostage.rows import BASELINES, folder_of
 
-MODEL_COLOURS: Final = {
-    "baseline_cross_entropy": "grey",
-    "baseline_balanced_cross_entropy": "sand",
+STAGES: Final = {
+    "stage 1": (*(folder_of(name) for name, row in BASELINES.items() if row.stage2 is None), "pretrain"),
+    "stage 2": (*(folder_of(name) for name, row in BASELINES.items() if row.stage2 is not None), "train", "finetune"),
+}
+"""which models are trained by which stage, in the order of the report"""
+MODEL_COLOURS: Final = dict(zip(map(folder_of, BASELINES), cycle(("grey", "sand", "violet", "teal", "rose")))) | {
     "pretrain": "amber",
     "train": "blue",
+    "finetune": "green",
 }
-STAGES: Final = {
-    "stage 1": ("baseline_cross_entropy", "baseline_balanced_cross_entropy", "pretrain"),
-    "stage 2": ("train", "finetune"),
-}
-SHORT: Final = {
-    "baseline_cross_entropy": "cross-entropy",
-    "baseline_balanced_cross_entropy": "balanced",
-    "pretrain": "stage 1",
-    "train": "two-stage",
-    "finetune": "fine-tuned",
-}
+SHORT: Final = {"pretrain": "stage 1", "finetune": "fine-tuned"}
 """what a model is called at the head of a narrow column"""
+REFERENCES: Final = ("baseline_cross_entropy", "baseline_balanced_cross_entropy", "pretrain")
 
 
 @dataclass(frozen=True)
@@ -75,16 +72,15 @@ def headlines(tested: list[Tested]) -> list[Headline]:
 
 def reference(tested: list[Tested]) -> Tested | None:
     """What the others are compared with: ordinary training, or what comes nearest to it; None without any."""
-    return next((model for model in tested if model.name in STAGES["stage 1"]), None)
+    found = {model.name: model for model in tested}
+    return next((found[name] for name in REFERENCES if name in found), None)
 
 
 def main_model(tested: list[Tested]) -> Tested | None:
-    """What the run is about: the last model of stage 2, or else of stage 1; None where nothing was tested."""
-    for names in reversed(STAGES.values()):
-        found = [model for model in tested if model.name in names]
-        if found:
-            return found[-1]
-    return tested[-1] if tested else None
+    """What the run is about: its last model, and not a baseline if there is another; None where nothing was tested."""
+    found = {model.name: model for model in tested}
+    main = next((found[name] for name in ("finetune", "train", "pretrain") if name in found), None)
+    return main or (tested[-1] if tested else None)
 
 
 def seed_totals(run: Run) -> dict[str, float | None] | None:
