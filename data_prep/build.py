@@ -28,7 +28,8 @@ from twostage.data.schema import EXTENSIONS, InputError, read_marker
 MAX_BYTES: Final = 64 << 20
 MAX_PIXELS: Final = 100_000_000
 QUALITY: Final = 90
-PATHS: Final = ("class_names", "image_root")    # options whose value is no setting: a path, or what the plan holds
+# options whose value is no setting: a path, or what the plan holds, or what stops a build if not given
+PATHS: Final = ("class_names", "image_root", "drop_leaks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

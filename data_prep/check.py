@@ -28,6 +28,7 @@ REASONS: Final = {
     "format": "not a JPEG, PNG or WebP image",
     "truncated": "the image data ends too early",
     "damaged": "the image data cannot be decoded",
+    "leak": "the same image is in a split that is kept apart, by its key or its bytes",
     "not_encodable": "the image cannot be written in the format of --encode",
 }
 _FORMATS: Final = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}

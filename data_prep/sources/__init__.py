@@ -20,7 +20,7 @@ import pyarrow as pa
 from data_prep.check import REASONS
 from twostage.data.schema import SPLITS, InputError, nearest
 
-FORMATS: Final = ("folder", "mnist", "table", "cifar10")      # each is a module of this package
+FORMATS: Final = ("folder", "mnist", "table", "cifar10", "clothing1m")      # each is a module of this package
 BATCH: Final = 1 << 16                  # rows that are Python objects at the same time
 SPLIT_NAMES: Final = {                  # names that people give their folders, in lower case
     **{name: name for name in SPLITS},
