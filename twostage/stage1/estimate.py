@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,12 +39,11 @@ def estimate_from_ranking(
         transition = estimate_transition(torch.from_numpy(np.concatenate(rows)), mode=mode)
     except ValueError as error:
         raise InputError(f"{rank_dir}: no transition matrix can be estimated: {error}") from error
+    path = folder / "transition.json"
     if write:
         folder.mkdir(parents=True, exist_ok=True)
-        record: dict[str, Any] = {
-            "transition": transition.tolist(),
-            "mode": mode,
-            "from": {part.name: file_digest(part) for part in parts},
-        }
-        write_json(folder / "transition.json", record)
+        source = {part.name: file_digest(part) for part in parts}
+        record: dict[str, Any] = {"transition": transition.tolist(), "mode": mode, "from": source}
+        if not path.exists() or json.loads(path.read_bytes()) != record:
+            write_json(path, record)
     return transition
