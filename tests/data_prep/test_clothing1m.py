@@ -211,7 +211,7 @@ def test_wrong_copies_are_named(whole: Mini, tmp_path: Path, capsys: pytest.Capt
     refuses("no noisy_label_kv.txt, clean_label_kv.txt, neither", noisy_label_kv=None, clean_label_kv=None)
     refuses("noisy_label_kv.txt: line 2 is 'images/0/00/1,2.jpg'; expected is a key, a space and a class number",
             noisy_label_kv=f"{first} 3\nimages/0/00/1,2.jpg\n")
-    refuses("noisy_label_kv.txt: line 1 is 'images/0/00/1,2.jpg x'; expected is", noisy_label_kv="images/0/00/1,2.jpg x")
+    refuses("noisy_label_kv.txt: line 1 is 'images/0/00/1,2.jpg x'; expected", noisy_label_kv="images/0/00/1,2.jpg x")
     refuses("noisy_label_kv.txt: line 1: label 10 is out of range 0..9", noisy_label_kv=f"{first} 10\n")
     refuses("line 2, '" + first + " 4', gives the key another label", noisy_label_kv=f"{first} 3\n{first} 4\n")
     refuses("noisy_train_key_list.txt: line 1 is '" + first + " 9', a key with a label",
