@@ -75,13 +75,13 @@ def read_key_list(path: Path) -> KeyList:
     Raises:
         InputError: it is empty, or holds labels too.
     """
-    lines = _lines(path)
-    for number, line in lines:
+    lines, numbers = _lines(path)
+    for line, number in zip(lines, numbers, strict=True):
         if line.rpartition(b" ")[2].isdigit() and b" " in line:
             raise InputError(f"{path}: line {number} is {_text(line)!r}, a key with a label; expected are keys alone")
-    keys, first = _once([line for _, line in lines])
+    keys, first = _once(lines)
     again = np.setdiff1d(np.arange(len(lines)), first)
-    return KeyList(path, keys, tuple(_text(lines[row][1]) for row in again))
+    return KeyList(path, keys, tuple(_text(lines[row]) for row in again))
 
 
 def read_label_file(path: Path, num_classes: int) -> LabelFile:
@@ -90,22 +90,24 @@ def read_label_file(path: Path, num_classes: int) -> LabelFile:
     Raises:
         InputError: it is empty, a line is not a key and a label, a label is out of range, a key has two labels.
     """
-    lines = _lines(path)
-    keys, labels = [], np.empty(len(lines), np.int64)
-    for row, (number, line) in enumerate(lines):
+    lines, numbers = _lines(path)
+    labels = np.empty(len(lines), np.int64)
+    keys = []
+    for row, line in enumerate(lines):
         key, _, label = line.rpartition(b" ")
         if not key or not label.isdigit():
-            raise InputError(f"{path}: line {number} is {_text(line)!r}; expected is a key, a space and a class number")
+            where = f"{path}: line {numbers[row]} is {_text(line)!r}"
+            raise InputError(f"{where}; expected is a key, a space and a class number")
         if int(label) >= num_classes:
-            raise InputError(f"{path}: line {number}: label {int(label)} is out of range 0..{num_classes - 1}")
+            raise InputError(f"{path}: line {numbers[row]}: label {int(label)} is out of range 0..{num_classes - 1}")
         keys.append(key.rstrip())
         labels[row] = int(label)
     once, first = _once(keys)
     found = LabelFile(path, once, labels[first])
-    contradicting = np.flatnonzero(found.of(_canonical(keys)) != labels)
-    if contradicting.size:
-        number, line = lines[contradicting[0]]
-        raise InputError(f"{path}: line {number}, {_text(line)!r}, gives the key another label than a line before it")
+    if len(once) < len(keys):
+        for other in np.flatnonzero(found.of(_canonical(keys)) != labels).tolist():
+            where = f"{path}: line {numbers[other]}, {_text(lines[other])!r}"
+            raise InputError(f"{where}, gives the key another label than a line before it")
     return found
 
 
@@ -189,13 +191,13 @@ def to_text(keys: pa.Array) -> pa.Array:
         return pa.array([_text(key) for key in keys.to_pylist()], pa.string())
 
 
-def _lines(path: Path) -> list[tuple[int, bytes]]:
-    """(number, line) of all lines that are not empty; the last one may end without a newline, all may end in CRLF."""
-    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    lines = [(number, stripped) for number, line in enumerate(raw, start=1) if (stripped := line.strip())]
-    if not lines:
+def _lines(path: Path) -> tuple[list[bytes], Ints]:
+    """The lines that are not empty, and their numbers; the last may end without a newline, all may end in CRLF."""
+    lines = [line.strip() for line in path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    numbers = 1 + np.flatnonzero(np.fromiter(map(bool, lines), bool, len(lines)))
+    if not len(numbers):
         raise InputError(f"{path} is empty")
-    return lines
+    return list(filter(None, lines)), numbers
 
 
 def _canonical(keys: list[bytes]) -> pa.Array:
