@@ -6,19 +6,20 @@ import platform
 
 import torch
 
-from tests.bench import pi_forward
+from tests.bench import loading, pi_forward, planning
 
 
 def main() -> None:
     """Prints a Markdown table."""
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| comparison | ours | theirs | ratio of times |\n|---|---|---|---|")
-    for comparison in pi_forward.compare():
-        print(
-            f"| {comparison.title} | {1000 * comparison.ours:.2f} ms | {1000 * comparison.theirs:.2f} ms "
-            f"| {comparison.ratio:.2f} |",
-            flush=True,
-        )
+    for module in (planning, loading, pi_forward):
+        for comparison in module.compare():
+            print(
+                f"| {comparison.title} | {1000 * comparison.ours:.2f} ms | {1000 * comparison.theirs:.2f} ms "
+                f"| {comparison.ratio:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

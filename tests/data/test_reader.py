@@ -211,3 +211,25 @@ def test_announcements_cover_what_is_wanted_in_pieces_that_the_kernel_takes(
     first, last = int(dataset.offset[3]), int(dataset.offset[5] + dataset.size[5])
     together = [(0, first, first + 1000), (0, first + 1000, first + 2000), (0, first + 2000, last)]
     assert told[:3] == together and len(told) == 6, "neighbours 3, 4 and 5 are not announced together, or others are"
+
+
+def test_what_is_dropped_is_not_read(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, whole, reads = threading.Event(), os.pread, []
+
+    def slow(fd: int, size: int, offset: int) -> bytes:
+        reads.append(offset)
+        gate.wait(10)
+        return whole(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", slow)
+    shards = ShardReader(dataset, threads=1)
+    ahead = ReadAhead(shards, dataset, [np.array([number]) for number in range(10)], 0, depth=8)
+    assert ahead.ready(wait=True)
+    deadline = time.monotonic() + 10
+    while not reads and time.monotonic() < deadline:
+        time.sleep(0.001)
+    ahead.cancel()
+    gate.set()
+    shards.read(np.array([NUM - 1]))                # there is one thread: what was not dropped would come before this
+    shards.close()
+    assert len(reads) == 2

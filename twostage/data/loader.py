@@ -184,11 +184,11 @@ class StreamedImages:
     def _pipeline(self, kind: tuple[bool, int], batch_size: int) -> DecodePipeline:
         pipeline = self._pipelines.get(kind)
         if pipeline is None or pipeline.failed or pipeline.max_batch_size < batch_size:
-            pipeline = self._new_pipeline(kind[1], batch_size)
+            pipeline = self._new_pipeline(*kind, batch_size)
             self._pipelines[kind] = pipeline
         return pipeline
 
-    def _new_pipeline(self, num_views: int, batch_size: int) -> DecodePipeline:
+    def _new_pipeline(self, training: bool, num_views: int, batch_size: int) -> DecodePipeline:
         return DecodePipeline(
             self._augment,
             self._loader,
@@ -196,6 +196,7 @@ class StreamedImages:
             self._device,
             resizes=self._resizes,
             num_views=num_views,
+            shifts=training and self._augment.shift > 0,
             max_batch_size=batch_size,
             half=self._half and self._centre is None,
         )
@@ -228,7 +229,7 @@ class StreamedImages:
 
     def _named(self, fed: Fed, error: RuntimeError) -> Exception:
         """Decodes the samples of a failed batch one by one, as DALI does not say which one it was."""
-        pipeline = self._new_pipeline(0, 1)
+        pipeline = self._new_pipeline(False, 0, 1)
         for slot, index in enumerate(fed.index.tolist()):
             pipeline.feed(Fed(fed.index[slot : slot + 1], [fed.data[slot]]), self._size[[index]], [])
             try:

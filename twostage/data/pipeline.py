@@ -50,6 +50,7 @@ class DecodePipeline:
         *,
         resizes: bool,
         num_views: int,
+        shifts: bool,
         max_batch_size: int,
         half: bool,
     ) -> None:
@@ -58,6 +59,7 @@ class DecodePipeline:
         Args:
             resizes: whether a size is fed with each batch, to which its images are resized.
             num_views: windows cut out of each image.
+            shifts: whether windows may be moved beyond the image's edge; if not, one operator less is needed.
             half: whether views are float16 instead of float32.
         """
         self.in_flight: deque[Fed] = deque()
@@ -66,6 +68,8 @@ class DecodePipeline:
         self.failed = False
         self._resizes = resizes
         self._num_views = num_views
+        self._shifts = shifts
+        self._window_size = augment.size
         self._device = device if backend != "cpu" else torch.device("cpu")
         # The dynamic executor runs as many batches as were scheduled. All that a depth does there is to make the very
         # first schedule_run start so many at once, which fails where a plan has fewer.
@@ -82,7 +86,7 @@ class DecodePipeline:
             if resizes:
                 size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
                 images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-            views = [_view(images, number, augment, backend, half) for number in range(num_views)]
+            views = [_view(images, number, augment, backend, shifts, half) for number in range(num_views)]
             self._pipe.set_outputs(*(views or [images]), fn.peek_image_shape(encoded))
         self._pipe.build()
 
@@ -98,7 +102,14 @@ class DecodePipeline:
         if self._resizes:
             self._pipe.feed_input("size", size.astype(np.float32))
         for view, (top, left, mirror) in enumerate(windows):
-            self._pipe.feed_input(f"start{view}", np.stack([top, left], axis=1).astype(np.int32))
+            corner = np.stack([top, left], axis=1)
+            if self._shifts:
+                self._pipe.feed_input(f"corner{view}", corner.astype(np.int32))
+            else:                       # as a share of where it can lie, 0..1, from which DALI rounds to the same pixel
+                slack = size - self._window_size
+                share = (corner / np.where(slack == 0, 1, slack)).astype(np.float32)
+                self._pipe.feed_input(f"y{view}", np.ascontiguousarray(share[:, 0]))
+                self._pipe.feed_input(f"x{view}", np.ascontiguousarray(share[:, 1]))
             self._pipe.feed_input(f"mirror{view}", mirror.astype(np.int32))
         self._pipe.schedule_run()
         self.in_flight.append(fed)
@@ -145,9 +156,8 @@ def choose_backend(device: torch.device, loader: LoaderConfig) -> Backend:
     Image.new("RGB", (16, 16)).save(tiny, "jpeg")
     data = [np.frombuffer(tiny.getvalue(), dtype=np.uint8)]
     try:
-        trial = DecodePipeline(
-            AugmentConfig(), loader, backend, device, resizes=False, num_views=0, max_batch_size=1, half=False
-        )
+        what: dict[str, Any] = {"resizes": False, "num_views": 0, "shifts": False, "max_batch_size": 1, "half": False}
+        trial = DecodePipeline(AugmentConfig(), loader, backend, device, **what)
         trial.feed(Fed(np.zeros(1, dtype=np.int64), data), np.array([[16, 16]]), [])
         trial.take()
     except Exception as error:          # whatever DALI, CUDA or the driver throw
@@ -173,16 +183,23 @@ def _decoded(encoded: Any, augment: AugmentConfig, loader: LoaderConfig, backend
     return images.gpu() if backend == "hybrid" else images
 
 
-def _view(images: Any, number: int, augment: AugmentConfig, backend: Backend, half: bool) -> Any:
-    start = fn.external_source(name=f"start{number}", dtype=types.INT32, ndim=1)
-    mirror = fn.external_source(name=f"mirror{number}", dtype=types.INT32, ndim=0)
-    square = fn.slice(
-        images, start=start, shape=[augment.size] * 2, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
-    )
+def _view(images: Any, number: int, augment: AugmentConfig, backend: Backend, shifts: bool, half: bool) -> Any:
     mean, std = dali_scale(augment)
+    # Outside of the image DALI puts these numbers as they are: black, normalised and rounded like all other pixels.
+    black = -np.array(mean, dtype=np.float32) * (1 / np.array(std, dtype=np.float32))
+    square: dict[str, Any] = {"crop": [augment.size] * 2, "out_of_bounds_policy": "pad", "fill_values": black.tolist()}
+    if shifts:
+        corner = fn.external_source(name=f"corner{number}", dtype=types.INT32, ndim=1)
+        images = fn.slice(
+            images, start=corner, shape=square["crop"], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+        )
+    else:
+        square["crop_pos_y"] = fn.external_source(name=f"y{number}", dtype=types.FLOAT, ndim=0)
+        square["crop_pos_x"] = fn.external_source(name=f"x{number}", dtype=types.FLOAT, ndim=0)
     return fn.crop_mirror_normalize(
-        square,
-        mirror=mirror,
+        images,
+        **square,
+        mirror=fn.external_source(name=f"mirror{number}", dtype=types.INT32, ndim=0),
         dtype=types.FLOAT16 if half else types.FLOAT,
         output_layout="CHW" if backend == "cpu" else "HWC",
         mean=mean,
