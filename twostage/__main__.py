@@ -29,6 +29,10 @@ Learn an image classifier from photos with noisy labels, in two stages.
   baselines   the rows that `run.baselines` names, for comparison
   evaluate    test every model of the run
 
+With a clean set, the split data.clean_split:
+  clean_filter  before rank: a classifier per class, which says what `mine` keeps (mine.rule: clean_filter)
+  finetune      after train: fine-tune on it with a very small learning rate (`run` too, with run.finetune)
+
 These take run folders instead; see `twostage VERB --help`:
   report      one page about a run, or about several side by side: twostage report RUN [RUN ...]
   audit       the labels that stage 1 believes least, as tables; corrected labels: twostage audit RUN
