@@ -16,7 +16,7 @@ USAGE: Final = """usage: python -m data_prep VERB ...        (or: data-prep VERB
 
 Make datasets for twostage: checked images in tar shards, everything else in Parquet tables.
 
-  build       images -> dataset: a folder per class, MNIST files, or a CSV or Parquet table
+  build       images -> dataset: a folder per class, a CSV or Parquet table, MNIST, CIFAR-10, Clothing1M
   merge       put together what several machines built in parts
   noise       a new label column with wrong labels, by a transition matrix
   verify      find everything that is wrong in a dataset, and say how to mend it

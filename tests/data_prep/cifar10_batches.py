@@ -59,9 +59,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """Packs a folder as the originals are packed."""
+    """Packs a folder as the originals are packed: the batches are not in order there."""
     with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, folder.name)
+        for path in sorted(folder.rglob("*"), reverse=True):
+            tar.add(path, f"{folder.name}/{path.relative_to(folder)}", recursive=False)
     return archive
 
 

@@ -39,6 +39,8 @@ class Mirror:
     pause: float = 0.0
     asked: list[str] = field(default_factory=list)
     """the Range header of each request"""
+    sent: int = 0
+    """bytes"""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -72,7 +74,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         end = mirror.breaks_after.pop(0) if mirror.breaks_after else len(content)
         for begin in range(0, min(end, len(content)), 20_000):
-            self.wfile.write(content[begin : min(end, begin + 20_000)])
+            try:
+                mirror.sent += self.wfile.write(content[begin : min(end, begin + 20_000)])
+            except ConnectionError:
+                break
             time.sleep(mirror.pause)
         self.close_connection = True
 
@@ -198,6 +203,12 @@ def test_a_useless_mirror_is_named_and_the_next_one_is_tried(
     mirror.asked.clear()
     assert get(tmp_path / "two", bad, server.add("good", Mirror())) == 0
     assert the_file(tmp_path / "two") == CONTENT
+
+
+def test_a_mirror_that_does_not_end_cannot_fill_the_disk(server: Server, tmp_path: Path) -> None:
+    assert get(tmp_path, server.add("endless", Mirror(content=CONTENT * 300, says_length=False))) == 1
+    assert server.mirrors["endless"].sent < 30_000_000
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_busy_server_is_asked_again_and_a_redirection_followed(server: Server, tmp_path: Path) -> None:
