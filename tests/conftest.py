@@ -1,9 +1,8 @@
-"""What holds for all tests."""
+"""For all tests: one thread for each process, as tests share few cores and waiting OpenMP threads spin."""
 
 from __future__ import annotations
 
-from hypothesis import settings
+import os
 
-# Examples are small; on a busy machine the time that one takes says nothing.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
