@@ -281,4 +281,10 @@ def _summarise(config: Config) -> None:
     summary["seeds"] = json.loads((run_dir / "mine" / "done.json").read_text())["results"]
     write_json(run_dir / "summary.json", summary)
     page = write_report(run_dir)
+    print(_seeds_line(summary["seeds"]))
     print(f"summary: {run_dir / 'summary.json'}\nreport:  {page}")
+
+
+def _seeds_line(seeds: dict[str, Any]) -> str:
+    line = f"seeds:   {seeds['kept']} of {seeds['images']} labels kept"
+    return line if seeds["purity"] is None else f"{line}, {100 * seeds['purity']:.2f} % of them right"

@@ -58,6 +58,8 @@ class CachedImages:
         """
         self._shape = (num_samples, NUM_CHANNELS[augment.channels], height, width)
         self._augment = augment
+        self._whole = (height, width) == (augment.size, augment.size)
+        self._still = not (augment.flip or augment.shift) and (self._whole or augment.crop == "center")
         self._device = device
         self._decode = decode
         self._close_source = close_source
@@ -95,7 +97,8 @@ class CachedImages:
             with self._meter.waiting():
                 index = torch.from_numpy(np.ascontiguousarray(plan[step])).to(self._device, non_blocking=True)
                 stored = table.index_select(0, index)
-                views = draws(step) if draws is not None else (None,)
+                # Where nothing can come of them, draws are not made: for a tiny network they are a tenth of a step.
+                views = draws(step) if draws is not None and not self._still else (None,) * num_views
                 assert len(views) == num_views
                 images = tuple(self._view(stored, draw) for draw in views)
             yield images, index
@@ -107,9 +110,11 @@ class CachedImages:
         self._close_source()
 
     def _view(self, stored: torch.Tensor, draws: Draws | None) -> torch.Tensor:
-        height, width = stored.shape[2:]
-        top, left, mirror = window(np.full(len(stored), height), np.full(len(stored), width), draws, self._augment)
-        pixels = mirrored(cut(stored, top, left, self._augment.size), mirror)
+        pixels = stored
+        if draws is not None or not self._whole:
+            height, width = stored.shape[2:]
+            top, left, mirror = window(np.full(len(stored), height), np.full(len(stored), width), draws, self._augment)
+            pixels = mirrored(cut(stored, top, left, self._augment.size), mirror)
         layout = torch.channels_last if self._device.type == "cuda" else torch.contiguous_format
         images = pixels.to(torch.float32, memory_format=layout)
         images = images.sub_(self._mean).mul_(self._inverse_std)
