@@ -60,7 +60,7 @@ def test_wrong_configuration_is_named() -> None:
 TABLE = [
     (0.50, 1.0, True, 0, False),
     (0.60, 1.0, True, 0, False),
-    (0.60, 1.0, False, 1, False),       # equal is not better
+    (0.60, 1.0, True, 1, False),        # equal is not better, but its weights are kept
     (0.59, 0.5, False, 2, False),       # two epochs of patience are over: halved, and counted anew
     (0.55, 0.5, False, 3, False),
     (0.61, 0.5, True, 0, False),        # better again: the scale stays

@@ -53,7 +53,8 @@ class Plateau:
     """Lowers the learning rate, and at last ends the training, when the validation accuracy stands still.
 
     After `patience` epochs without a better accuracy the learning rate is multiplied by `factor`, and the count for
-    it begins anew; `stop_after` counts from the best epoch on. Better means strictly greater.
+    it begins anew; `stop_after` counts from the best epoch on. Better means strictly greater; but of equally good
+    epochs the last one's weights are kept: a small refined validation set is often all right from the first on.
     """
 
     def __init__(self, config: PlateauConfig) -> None:
@@ -80,7 +81,7 @@ class Plateau:
         self.waited = 0
         """epochs since the best one, or since the learning rate was lowered last"""
         self.is_best = False
-        """whether the last epoch was the best so far"""
+        """whether no epoch so far was better than the last one"""
 
     @property
     def should_stop(self) -> bool:
@@ -95,8 +96,8 @@ class Plateau:
         """
         if not math.isfinite(accuracy):
             raise InputError(f"the validation accuracy is {accuracy}: are there validation samples with labels?")
-        self.is_best = self.best is None or accuracy > self.best
-        if self.is_best:
+        self.is_best = self.best is None or accuracy >= self.best
+        if self.best is None or accuracy > self.best:
             self.best, self.stalled, self.waited = accuracy, 0, 0
             return
         self.stalled += 1
