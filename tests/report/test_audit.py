@@ -74,6 +74,15 @@ def test_every_row_is_what_the_files_say(run: Path) -> None:
     assert {"certain", "uncertain", "disagrees"} <= set(table["reason"].to_pylist())
 
 
+def test_only_scored_samples_are_there_each_with_its_own_key(run: Path) -> None:
+    for part in sorted((run / "rank").glob("part-*")):
+        pq.write_table(pq.read_table(part).slice(40), part)
+    (run / "rank" / "done.json").write_text(json.dumps({"inputs": {}, "results": {"samples": 160}}))
+    rows = audit_table(open_judged(run)).to_pylist()
+    assert [row["index"] for row in rows] == list(range(80, 240))
+    assert all(row["key"] == f"photos/{row['index']}.png" for row in rows)
+
+
 def test_csv_and_parquet_say_the_same_and_stay_the_same(run: Path) -> None:
     audit([str(run)])
     digests = [schema.file_digest(run / f"labels_audit.{kind}") for kind in ("parquet", "csv")]
@@ -229,7 +238,8 @@ def test_corrected_labels(size: int, rng_seed: int, drop: bool, min_confidence: 
     found[correction.index] = correction.label
     assert found.tolist() == expected and NO_LABEL not in correction.label
     changed = [(a, b) for a, b in zip(given_labels.tolist(), expected, strict=True) if a != b]
-    assert correction.num_changed == len(changed) == sum(count for *_, count in correction.changes)
+    numbers = [count for *_, count in correction.changes]
+    assert correction.num_changed == len(changed) == sum(numbers) and numbers == sorted(numbers, reverse=True)
     names = [*"abc", "no label"]
     assert all(count == changed.count((names.index(a) if a in "abc" else -1, names.index(b) if b in "abc" else -1))
                for a, b, count in correction.changes)

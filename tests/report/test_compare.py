@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from page import Element, inner_svgs, parse
@@ -82,6 +83,13 @@ def test_label_columns_of_one_kind_count_as_seeds(
     assert bool(compare._repeated(compare._columns(found))) == grouped
 
 
+def test_runs_over_other_images_are_not_repetitions(runs: list[Path]) -> None:
+    found = [collect(run) for run in runs[:2]]
+    assert compare._repeated(compare._columns(found))
+    found[1].digests["dataset.samples"] = "another"
+    assert not compare._repeated(compare._columns(found))
+
+
 def test_what_differs(page: Element) -> None:
     assert page.table("What differs in the configuration") == [
         ["configuration", "run-0", "run-1", "run-2", "strong"],
@@ -96,6 +104,9 @@ def test_classes_curves_and_speed(page: Element, runs: list[Path]) -> None:
     rows = page.table("Test accuracy by class and run")[1:]
     assert [row[1] for row in rows] == [f"{100 * share:.1f} %" for share in per_class]
     assert page.table("Speed of the runs")[1][1] == "900"
+    kept = pq.read_table(runs[0] / "mine" / "classes.parquet").to_pylist()
+    expected = [f"{100 * row['kept'] / row['images']:.1f} % {100 * row['purity']:.0f} % right" for row in kept]
+    assert [row[1] for row in page.table("Labels kept by class and run")[1:]] == expected
     alts = [image.attributes["alt"] for image in page.with_id("curves").all("img")]
     validation = next(alt for alt in alts if alt.startswith("Validation accuracy, stage 2"))
     assert all(f"{name}: from " in validation for name in ("run-0", "run-1", "run-2", "strong"))
@@ -121,7 +132,9 @@ def test_runs_with_nothing_in_common_still_give_a_page(runs: list[Path], hostile
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.yaml").write_text("run: {dir: x}\n")
     page = parse(compare.render_comparison([collect(p) for p in (runs[0], hostile_dir, tmp_path / "begun")]))
-    assert "know different classes" in page.text and not page.all("script")
+    for section in ("classes", "seeds"):
+        assert "know different classes" in page.with_id(section).text
+    assert not page.all("script")
     assert page.table("Test accuracy of the runs")[3][1:3] == ["–", "–"]
 
 

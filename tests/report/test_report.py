@@ -24,9 +24,11 @@ from page import Element, inner_svgs, parse
 
 from twostage.data import schema
 from twostage.report import gallery, html
+from twostage.report.audit import audit_table, open_judged
 from twostage.report.collect import collect
 from twostage.report.command import report
 from twostage.report.figures import COLOURS, Picture
+from twostage.report.tables import number, percent, points, shade
 
 REPORT = Path(html.__file__).parent
 ADDRESSES = ("src", "href", "srcset", "action", "formaction", "data", "poster", "background", "ping", "xlink:href")
@@ -213,9 +215,35 @@ def test_labels_kept(plain: Element, run_dir: Path) -> None:
     text = plain.with_id("seeds").text
     assert f"{mined['kept']} of {mined['images']} ({shown(mined['kept'] / mined['images'])})" in text
     assert f"Of those kept, {shown(mined['purity'])} are right" in text
+    ranked = audit_table(open_judged(run_dir)).to_pylist()
+    rejected = [row["clean"] != row["label"] for row in ranked if not row["kept"] and not row["held_out"]]
+    assert f"Of those rejected, {shown(sum(rejected) / len(rejected))} are indeed wrong" in text
     sizes = [row["images"] for row in classes]
     assert f"Most labels: {NAMES[int(np.argmax(sizes))]} ({max(sizes)}); fewest: " in text
     assert f"{max(sizes) / min(sizes):.1f} to 1" in text
+
+
+def test_purity_is_the_one_that_mining_noted(copy: Path, quick: None) -> None:
+    """It is exact where the truth of some labels is not known; the classes' figures would not add up to it."""
+    done = json.loads((copy / "mine" / "done.json").read_text())
+    done["results"]["purity"] = 0.1234
+    schema.write_json(copy / "mine" / "done.json", done)
+    assert "Of those kept, 12.3 % are right" in parse(page_of(copy)).text
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert [points(v) for v in (0.1234, -0.05, 0.0004, -0.0004, None, float("nan"))] == [
+        "+12.3", "−5.0", "±0.0", "±0.0", "–", "–"
+    ]
+    assert [percent(v) for v in (0.5, None, float("nan"))] == ["50.0\u202f%", "–", "–"]
+    assert [number(v) for v in (1234567, None)] == ["1,234,567", "–"]
+
+
+def test_no_cell_is_half_coloured() -> None:
+    """On 0.53 to 0.88 of the colour neither text has enough contrast; computed from the page's colours."""
+    shades = [shade(value) for value in np.linspace(0, 1.8, 1000)]
+    assert shades == sorted(shades) and shades[0] == 0 and shades[-1] == pytest.approx(1)
+    assert not [value for value in shades if 0.53 < value < 0.879]
 
 
 def test_confusion_of_the_test(plain: Element, run_dir: Path) -> None:
