@@ -7,13 +7,15 @@ caps are checked from the header, before a pixel is decoded, and what is accepte
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data_prep.structure import exif_orientation, is_cut, jpeg_start, png_fault
+from data_prep.structure import exif_orientation, is_cut, jpeg_start, png_fault, webp_fault
 
 Image.MAX_IMAGE_PIXELS = None            # Pillow's own cap cannot be set per call; ours is checked from the header
 
@@ -33,6 +35,11 @@ REASONS: Final = {
 }
 _FORMATS: Final = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+_FAULTS: Final[dict[str, Callable[[bytes], str]]] = {
+    "jpeg": lambda data: jpeg_start(data).fault,
+    "png": png_fault,
+    "webp": webp_fault,
+}
 _TRANSPOSE: Final = {                   # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -102,7 +109,8 @@ def check_image(data: bytes, limits: Limits, encoding: Encoding | None = None) -
         raise RejectionError("too_large", f"{len(data)} bytes, the limit is {limits.max_bytes}")
     if encoding is None and not limits.decode and (checked := _check_jpeg_header(data, limits)):
         return checked
-    with _open(data) as image:
+    # Pillow warns of oddities in metadata, of which nobody could say in which of a million images they are
+    with warnings.catch_warnings(action="ignore"), _open(data) as image:
         width, height = image.size
         _check_pixels(width, height, limits)
         image_format = _FORMATS[str(image.format)]
@@ -113,8 +121,7 @@ def check_image(data: bytes, limits: Limits, encoding: Encoding | None = None) -
             # (inverse DCT, colour) costs little.
             image.draft(None, (1, 1))
             _decode(image, data)
-        fault = {"jpeg": _jpeg_fault, "png": png_fault}.get(image_format)
-        if fault is not None and (text := fault(data)):
+        if text := _FAULTS[image_format](data):
             raise RejectionError("truncated" if text.startswith("ends") else "damaged", text)
         if exif_orientation(image.info.get("exif")) >= 5:
             width, height = height, width
@@ -142,10 +149,6 @@ def _has_end(data: bytes, start: int) -> bool:
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_pixels:
         raise RejectionError("too_many_pixels", f"{width} x {height} pixels, the limit is {limits.max_pixels}")
-
-
-def _jpeg_fault(data: bytes) -> str:
-    return jpeg_start(data).fault
 
 
 def _open(data: bytes) -> Image.Image:

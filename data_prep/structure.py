@@ -14,7 +14,9 @@ _ORIENTATION: Final = 0x0112
 _SEGMENT: Final = struct.Struct(">HH").unpack_from   # marker, length
 _FRAME: Final = struct.Struct(">BHHB").unpack_from   # precision, height, width, number of components
 _USUAL_FRAMES: Final = (0xFFC0, 0xFFC1, 0xFFC2)      # baseline, extended, progressive; all with Huffman codes
-_ENTRY_TYPES: Final = {1: "B", 3: "H", 4: "I"}       # EXIF type -> struct code: BYTE, SHORT, LONG
+_SHORTS: Final = (_ORIENTATION, 0x0128, 0x0213)
+_RATIONALS: Final = {0x011A: 1, 0x011B: 1, 0x013E: 2, 0x013F: 6, 0x0211: 3, 0x0214: 6}      # tag: how many of them
+_TEXTS: Final = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x8298)
 
 
 class JpegStart(NamedTuple):
@@ -64,14 +66,18 @@ def jpeg_start(data: bytes) -> JpegStart:
 
 
 def png_fault(data: bytes) -> str:
-    """Says which needed chunk of a PNG file is damaged or missing, or ""; Pillow does not read the last ones."""
-    position = 8
+    """Says which needed chunk of a PNG file is damaged or missing, or ""; Pillow does not read the last ones.
+
+    Of an animation, DALI shows the first frame, but only where all chunks are sound.
+    """
+    position, is_animated = 8, False
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         if end > len(data):
             break
-        if kind[:1].isupper():                       # a chunk that a decoder needs
+        is_animated |= kind == b"acTL"
+        if is_animated or kind[:1].isupper():        # a chunk that a decoder needs
             (crc,) = struct.unpack_from(">I", data, end - 4)
             if zlib.crc32(memoryview(data)[position + 4 : end - 4]) != crc:
                 return f"the check sum of the chunk at byte {position} is wrong"
@@ -79,6 +85,19 @@ def png_fault(data: bytes) -> str:
                 return ""
         position = end
     return "ends before the IEND chunk"
+
+
+def webp_fault(data: bytes) -> str:
+    """Says that a WebP file promises EXIF and has none, which Pillow does not mind, or ""."""
+    if data[12:16] != b"VP8X" or not data[20] & 0x08:
+        return ""
+    position = 12
+    while position + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, position)
+        if kind == b"EXIF":
+            return ""
+        position += 8 + length + length % 2
+    return "no EXIF chunk, but its header says there is one"
 
 
 def is_cut(data: bytes) -> bool:
@@ -91,25 +110,34 @@ def is_cut(data: bytes) -> bool:
 
 
 def exif_orientation(exif: object) -> int:
-    """EXIF orientation, 1..8, of an EXIF block as Pillow hands it out; 1 if there is none or it cannot be read.
+    """EXIF orientation, 1..8, that DALI applies, of an EXIF block as Pillow hands it out; 1 if there is none.
 
-    Not by Pillow's `getexif`: it also looks into XMP, and does not know an orientation that is stored as a byte.
-    DALI does the opposite in both.
+    Not by Pillow's `getexif`, which minds an entry's type and looks into XMP. DALI takes two bytes whatever the type,
+    reads any unknown byte order as big-endian, and reads no orientation at all where one of the entries that it knows
+    (OpenCV's list) points outside of the block.
     """
     if not isinstance(exif, bytes):
         return 1
     tiff = exif.removeprefix(_EXIF_HEADER)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return 1
+    order = "<" if tiff.startswith(b"II") else ">"
+    orientation: int | None = None
     try:
+        if struct.unpack_from(order + "H", tiff, 2) != (42,):
+            return 1
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (num_entries,) = struct.unpack_from(order + "H", tiff, start)
         for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
-            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == _ORIENTATION and kind in _ENTRY_TYPES:
-                (value,) = struct.unpack_from(order + _ENTRY_TYPES[kind], tiff, entry + 8)
-                return value if 1 <= value <= 8 else 1
-    except struct.error:                             # cut short
-        pass
-    return 1
+            (tag,) = struct.unpack_from(order + "H", tiff, entry)
+            if tag in _SHORTS:
+                (value,) = struct.unpack_from(order + "H", tiff, entry + 8)
+                if tag == _ORIENTATION and orientation is None:
+                    orientation = value
+            elif tag in _RATIONALS:
+                (place,) = struct.unpack_from(order + "I", tiff, entry + 8)
+                struct.unpack_from(f"{8 * _RATIONALS[tag]}x", tiff, place)
+            elif tag in _TEXTS:
+                length, place = struct.unpack_from(order + "II", tiff, entry + 4)
+                struct.unpack_from(f"{length}x", tiff, place if length > 4 else 8)
+    except struct.error:                             # beyond the end
+        return 1
+    return orientation if orientation is not None and 1 <= orientation <= 8 else 1
