@@ -139,7 +139,7 @@ def complete(work: Work, results: list[ChunkResult]) -> None:
     num_shards = sum(result.num_accepted > 0 for result in results)
     print(f"{out}: {sum(summary.split_counts().values())} samples, {num_shards} shards, {summary.num_bytes} bytes")
     print(f"next: python -m data_prep verify {name}")
-    print(f"      python -m twostage run --config configs/... --data.dataset {name} --run.dir runs/first")
+    print(f"      python -m twostage run --config configs/photos.yaml --data.dataset {name} --run.dir runs/first")
 
 
 def command(settings: dict[str, Any]) -> str:
