@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -15,10 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.part import Row
+Row = dict[str, Any]
 
 PARTS = {"data": 60, "correctness": 90, "decoding": 120, "training": 170, "ranking": 80}
 """seconds of each part where all have 520"""
+NOT_FIGURES = ("what", "ok", "options", "loader", "error", "message")
 GRACE = 25
 """seconds beyond its time after which a part is killed: what it measures last takes some"""
 
@@ -87,35 +89,28 @@ def write(out: Path, results: dict[str, Any]) -> None:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """A table for each part; a column for each kind of figure."""
+    """A table for each part."""
     lines = [f"# GPU check{' (toy size)' if results['toy'] else ''}", ""]
     lines += [f"- {name}: {value}" for name, value in results["machine"].items()]
     for name, part in results["parts"].items():
         lines += ["", f"## {name}: {part['ended']}, {part.get('seconds', 0)} s", ""]
-        hidden = ("what", "ok", "options", "loader", "error")
-        columns = list(dict.fromkeys(key for row in part["rows"] for key in row if key not in hidden))
         if part["rows"]:
-            heads = ["", "ok", *(column.replace("_", " ") for column in columns)]
-            lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-        lines += [cells(row, columns) for row in part["rows"]]
+            lines += ["| | ok | figures |", "|---|---|---|"]
+        for row in part["rows"]:
+            ok = {True: "yes", False: "**NO**", None: "-"}[row["ok"]]
+            figures = [f"{key.replace('_', ' ')} {row[key]}" for key in row if key not in NOT_FIGURES]
+            cells = [row["what"] + (f": {row['error']}" if "error" in row else ""), ok, ", ".join(figures)]
+            lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return "\n".join(lines)
-
-
-def cells(row: Row, columns: list[str]) -> str:
-    """A line of a table."""
-    ok = {True: "yes", False: "**NO**", None: "-"}[row["ok"]]
-    values = ["" if row.get(column) is None else str(row[column]).replace("|", "/") for column in columns]
-    what = row["what"] + (f": {row['error']}".replace("|", "/") if "error" in row else "")
-    return f"| {what} | {ok} | " + " | ".join(values) + " |"
 
 
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
     found = {"processor": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version()}
-    for name in ("torch", "nvidia.dali", "numpy", "accelerate"):
-        code = f"import {name} as m; print(m.__version__)"
-        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        found[name] = shown.stdout.strip() or "missing: " + (shown.stderr.strip().splitlines() or ["?"])[-1]
+    for distribution in importlib.metadata.distributions():
+        name = distribution.name.lower()
+        if name in ("torch", "triton", "numpy", "accelerate", "pyarrow") or name.startswith("nvidia-dali"):
+            found.setdefault(name, distribution.version)
     try:
         query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
         found["gpu"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or "none"

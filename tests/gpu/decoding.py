@@ -10,6 +10,7 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from tests.gpu.loading import augment, batch_size, best_options, one_pass, open_streamed
 from tests.gpu.part import Part, Row
+from twostage.data import pipeline
 from twostage.data.dataset import Dataset
 
 SHARES = (0.0, 0.5, 0.65, 0.75, 0.9, 1.0)
@@ -34,8 +35,9 @@ def main() -> None:
     part.do(f"best, DALI's own reader instead of ours: {words(best)}", lambda: own_reader(part, dataset, best))
     part.do("best, again", lambda: measured(part, dataset, best))
     part.do("best, two views from one decode", lambda: measured(part, dataset, best, num_views=2))
+    part.do("best, two views, without the copy on the GPU", lambda: without_copy(part, dataset, best))
     part.do("best, two views, float16", lambda: measured(part, dataset, best, num_views=2, half=True))
-    for prefetch in (2, 8):
+    for prefetch in () if part.toy else (2, 8):
         part.do(f"best, prefetch {prefetch}", lambda p=prefetch: measured(part, dataset, {**best, "prefetch": p}))
     part.do("best, read_threads 8", lambda: measured(part, dataset, {**best, "read_threads": 8}))
 
@@ -60,6 +62,15 @@ def measured(part: Part, dataset: Dataset, options: dict[str, Any], *, num_views
         return {"images_per_second": round(part.rate(run, seconds=0.2 if part.toy else 1.2)), "kind": loader.kind}
     finally:
         loader.close()
+
+
+def without_copy(part: Part, dataset: Dataset, options: dict[str, Any]) -> Row:
+    """What the copy into torch's memory costs."""
+    pipeline.COPY_ON_GPU = False
+    try:
+        return measured(part, dataset, options, num_views=2)
+    finally:
+        pipeline.COPY_ON_GPU = True
 
 
 def own_reader(part: Part, dataset: Dataset, options: dict[str, Any]) -> Row:

@@ -1,4 +1,4 @@
-"""The DALI pipeline: decodes a batch once, cuts windows out of it, and hands them to torch without a copy.
+"""The DALI pipeline: decodes a batch once, cuts windows out of it, and hands them to torch.
 
 The only file that imports DALI. DALI decides nothing: what is decoded, which window is cut out and what is mirrored
 comes in as data, so a pipeline has no state, and one serves every epoch (to build it again and again leaks GPU memory).
@@ -28,6 +28,9 @@ Backend: TypeAlias = Literal["mixed", "hybrid", "cpu"]
 """mixed: the GPU decodes and augments; hybrid: the CPU decodes, the GPU augments; cpu: the CPU does both"""
 Window: TypeAlias = tuple[Ints, Ints, Bools]
 """top, left, mirror of a batch"""
+COPY_ON_GPU = True
+"""DALI may write into memory that was let go of while torch's stream still has to read it: nothing orders the two.
+A copy within the GPU, a thousandth of a training step, makes a batch an ordinary tensor. On a CPU there is no copy."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class DecodePipeline:
         self.max_batch_size = max_batch_size
         self.turn = 0
         self.failed = False
+        self._lent: deque[tuple[torch.cuda.Event, list[torch.Tensor]]] = deque()
         self._resizes = resizes
         self._num_views = num_views
         self._shifts = shifts
@@ -127,13 +131,14 @@ class DecodePipeline:
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         self.in_flight.popleft()
         try:
-            # Given the stream, DALI neither waits for the GPU nor reuses the memory before that stream is done with it.
-            *outputs, shapes = self._pipe.outputs(cuda_stream=stream)
+            *outputs, shapes = self._pipe.outputs(cuda_stream=stream)       # the stream waits for DALI, not the host
         except RuntimeError:
             self.failed = True          # DALI goes on after an error, but says itself that it does not vouch for it
             raise
         # DALI's executor gives each batch memory of its own, which the tensor keeps alive
         tensors = [from_dlpack(output.as_tensor()) for output in outputs]
+        if stream is not None and COPY_ON_GPU:
+            tensors = self._copied(tensors, stream)
         if stream is not None and self._num_views:
             tensors = [view.permute(0, 3, 1, 2) for view in tensors]    # HWC memory seen as CHW is channels-last
         return tensors, np.array(shapes.as_tensor())[:, :2]
@@ -145,6 +150,19 @@ class DecodePipeline:
                 self.take()
             except RuntimeError:
                 continue
+        for copied, _ in self._lent:
+            copied.synchronize()
+        self._lent.clear()
+
+    def _copied(self, tensors: list[torch.Tensor], stream: torch.cuda.Stream) -> list[torch.Tensor]:
+        """Copies in torch's memory; DALI's is kept until the GPU has copied."""
+        copies = [tensor.clone() for tensor in tensors]
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(stream)
+        self._lent.append((event, tensors))
+        while self._lent and self._lent[0][0].query():  # type: ignore[no-untyped-call]
+            self._lent.popleft()
+        return copies
 
 
 def choose_backend(device: torch.device, loader: LoaderConfig) -> Backend:
