@@ -67,7 +67,9 @@ def test_every_row_is_what_the_files_say(run: Path) -> None:
         assert found == {
             "index": row["index"], "key": keys[row["index"]], "label": row["label"], "label_name": NAMES[row["label"]],
             "predicted": row["predicted"], "predicted_name": NAMES[row["predicted"]], "score": row["score"],
-            "confidence": max(row["probs"]), "rank_in_class": len(better) + 1, "labels_in_class": len(alike),
+            "confidence": max(row["probs"]),
+            "doubt": np.float32(max(row["probs"])) - np.float32(row["score"]),
+            "rank_in_class": len(better) + 1, "labels_in_class": len(alike),
             "kept": kept, "reason": reasons, "held_out": row["held_out"], "clean": truth[row["index"]],
             "clean_name": NAMES[truth[row["index"]]],
         }
@@ -97,10 +99,11 @@ def test_csv_and_parquet_say_the_same_and_stay_the_same(run: Path) -> None:
         assert row["kept"] == str(found["kept"]).lower() and int(row["rank_in_class"]) == found["rank_in_class"]
 
 
-def test_listing_begins_with_the_least_likely_label(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listing_begins_where_the_prediction_exceeds_most(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     audit([str(run), "--top", "7", "--class", "shirt"])
     lines = capsys.readouterr().out.splitlines()
-    worst = sorted((r for r in scored(run) if r["label"] == 2), key=lambda r: (r["score"], r["index"]))[:7]
+    ours = [row for row in scored(run) if row["label"] == 2]
+    worst = sorted(ours, key=lambda r: (np.float32(r["score"]) - np.float32(max(r["probs"])), r["index"]))[:7]
     assert [line.split()[0] for line in lines[1:8]] == [f"photos/{row['index']}.png" for row in worst]
     truth = schema.read_labels(run.parent / "dataset", "given").label
     wrong = sum(truth[row["index"]] != 2 for row in worst)
@@ -179,7 +182,7 @@ def test_samples_without_a_label(run: Path) -> None:
     rows = audit_table(open_judged(run)).to_pylist()
     without = [row for row in rows if row["label"] is None]
     assert len(without) == 80 and {row["reason"] for row in without} == {"no label"}
-    assert all(row["label_name"] is row["score"] is row["rank_in_class"] is None for row in without)
+    assert all(row["label_name"] is row["score"] is row["doubt"] is row["rank_in_class"] is None for row in without)
     assert max(row["labels_in_class"] for row in rows if row["label"] is not None) < 80
 
 

@@ -39,6 +39,7 @@ AUDIT_SCHEMA: Final = pa.schema(
         ("predicted_name", pa.string()),
         ("score", pa.float32()),             # probability of the given label; null without one
         ("confidence", pa.float32()),        # probability of the predicted class
+        ("doubt", pa.float32()),             # confidence - score: how much more likely the prediction is than the label
         ("rank_in_class", pa.int64()),       # 1 is the most likely of the labels of its class
         ("labels_in_class", pa.int64()),     # how many there are
         ("kept", pa.bool_()),
@@ -118,6 +119,7 @@ def audit_table(judged: Judged) -> pa.Table:
         names.take(pa.array(ranking.predicted)),
         pa.array(ranking.score, mask=unlabeled),
         pa.array(ranking.confidence),
+        pa.array(ranking.confidence - ranking.score, mask=unlabeled),
         pa.array(place, mask=unlabeled),
         pa.array(size, mask=unlabeled),
         pa.array(ranking.kept),

@@ -22,12 +22,11 @@ examples:
   twostage audit runs/first --export corrected            a label column for the next run: --data.labels corrected
 
 the files in other tools, here the 20 most doubtful labels:
-  duckdb -c "SELECT key, label_name, predicted_name, score FROM 'runs/first/labels_audit.parquet' WHERE NOT kept
-             ORDER BY score LIMIT 20"
+  duckdb -c "SELECT key, label_name, predicted_name, doubt FROM 'runs/first/labels_audit.parquet'
+             ORDER BY doubt DESC LIMIT 20"
   python -c "import polars as pl; print(pl.scan_parquet('runs/first/labels_audit.parquet')
-             .filter(~pl.col('kept')).sort('score').head(20).collect())"
-  python -c "import pandas as pd; print(pd.read_parquet('runs/first/labels_audit.parquet')
-             .query('not kept').nsmallest(20, 'score'))"
+             .sort('doubt', descending=True, nulls_last=True).head(20).collect())"
+  python -c "import pandas as pd; print(pd.read_parquet('runs/first/labels_audit.parquet').nlargest(20, 'doubt'))"
 """
 
 
@@ -65,9 +64,9 @@ def audit(arguments: list[str]) -> int:
     parser = Parser(
         prog="twostage audit",
         allow_abbrev=False,
-        description="List the labels that stage 1 believes least, and write labels_audit.parquet and\nlabels_audit.csv "
-        "into the run folder: every sample's key, given and predicted label,\nscore, rank in its class, kept or not, "
-        "and why.",
+        description="List the labels that stage 1's prediction exceeds by most, and write labels_audit.parquet and\n"
+        "labels_audit.csv into the run folder: every sample's key, given and predicted label, score, doubt, rank\n"
+        "in its class, kept or not, and why.",
         epilog=AUDIT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -101,11 +100,15 @@ def audit(arguments: list[str]) -> int:
 
 
 def listing(table: pa.Table, class_name: str | None, top: int) -> str:
-    """The `top` least likely labels as aligned text, and what became of all labels in a sentence."""
+    """The `top` most doubtful labels as aligned text, and what became of all labels in a sentence.
+
+    Most doubtful is the label that the prediction exceeds by most; where they agree, the least likely one.
+    """
     if class_name is not None:
         table = table.filter(pc.equal(table["label_name"], class_name))
     labeled = table.filter(pc.is_valid(table["label"]))
-    shown = labeled.sort_by([("score", "ascending"), ("index", "ascending")]).slice(0, top).to_pylist()
+    order = [("doubt", "descending"), ("score", "ascending"), ("index", "ascending")]
+    shown = labeled.sort_by(order).slice(0, top).to_pylist()
     with_truth = any(row["clean"] is not None for row in shown)
     rows = [["key", "label", "score", "stage 1 says", "probability", "rank", "kept", *(["truth"] * with_truth)]]
     for row in shown:
