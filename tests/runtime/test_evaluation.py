@@ -120,7 +120,7 @@ def fake_session(accelerator: Accelerator, labels: npt.NDArray[np.int64], loader
         loader=loader,
         config=SimpleNamespace(rank=SimpleNamespace(batch_size=4)),
         inputs=lambda **more: {"run.rng_seed": 0, **more},
-        new_model=lambda: new_model(9),
+        new_model=lambda **_: new_model(9),
     )
 
 

@@ -55,7 +55,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
     val = val if variant.val is None else variant.val
 
     inputs = session.inputs(
-        pretrain=stage.plain(config),
+        **stage.plain(config, "pretrain."),
         loss=variant.loss,
         transition=None if variant.transition is None else variant.transition.tolist(),
         num_val=len(val),

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from twostage.config import TrainConfig
+from twostage.data.schema import InputError
 from twostage.ensembling import TemporalEnsemble
 from twostage.ramps import linear_ramp_up, sigmoid_ramp_up
 from twostage.runtime.session import Session
@@ -36,6 +37,19 @@ class Method(Protocol):
             index: (b,) int64 sample indices.
             labels: (b,) int64, NO_LABEL where stage 1 kept no label.
         """
+
+
+def check_method(config: TrainConfig) -> None:
+    """Checks what would otherwise be noticed in the middle of the work.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+    for name in ("ramp_up", "ramp_down", "consistency_weight"):
+        if getattr(config, name) < 0:
+            raise InputError(f"train.{name} is {getattr(config, name)}; it must not be negative (0: none)")
+    if not 0 <= config.ensemble_decay < 1:
+        raise InputError(f"train.ensemble_decay is {config.ensemble_decay}; it must be at least 0 and below 1")
 
 
 def make_method(config: TrainConfig, session: Session) -> Method:

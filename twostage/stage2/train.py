@@ -18,7 +18,7 @@ from twostage.runtime.optimizers import make_optimizer
 from twostage.runtime.session import Session
 from twostage.runtime.state import Meter, TrainingState
 from twostage.runtime.world import all_reduce_sum, average_batchnorm
-from twostage.stage2.methods import loss_weight, make_method
+from twostage.stage2.methods import check_method, loss_weight, make_method
 
 
 def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weights: Path) -> None:
@@ -34,10 +34,11 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
     views, world, accelerator = session.views, session.world, session.accelerator
     rng_seed, runtime = session.config.run.rng_seed, session.config.runtime
 
+    check_method(config)
     seeds, val, val_labels = _mined_labels(session, mined)
     unlabeled = np.setdiff1d(views.train, np.flatnonzero(seeds != NO_LABEL))
     inputs = session.inputs(
-        train=stage.plain(config),
+        **stage.plain(config, "train."),
         weights=file_digest(weights) if config.init == "stage1" else None,
         seeds=file_digest(mined / "seeds.parquet"),
         num_val=len(val),
