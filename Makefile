@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 	@echo "setting up $(VENV) (some minutes the first time: about 2 GB of packages)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable '.[$(strip $(DALI)),demo,dev]'
+	$(PIP) --editable '.[$(strip $(DALI)),demo,dev,export]'
 	@touch $@
 
 demo: $(VENV)/.ready  ## the whole method on scanned digits with wrong labels, on the CPU, in minutes

@@ -15,7 +15,11 @@ from twostage.verbs import VERBS
 OF_FOLDERS = {
     "report": ("twostage.report.command", "report"),
     "audit": ("twostage.report.command", "audit"),
+    "predict": ("twostage.report.predict", "predict"),
+    "export": ("twostage.report.export", "export"),
+    "runs": ("twostage.report.runs", "runs"),
     "reproduce": ("twostage.reproduce.command", "main"),
+    "plan": ("twostage.forecast.command", "plan"),
 }
 USAGE = """usage: twostage VERB --config FILE [--section.field=value ...]
 
@@ -29,13 +33,18 @@ Learn an image classifier from photos with noisy labels, in two stages.
   baselines   the rows that `run.baselines` names, for comparison
   evaluate    test every model of the run
 
+  plan        before anything is started: steps, batches, memory and hours of `run`: twostage plan --config FILE
+
 With a clean set, the split data.clean_split:
   clean_filter  before rank: a classifier per class, which says what `mine` keeps (mine.rule: clean_filter)
   finetune      after train: fine-tune on it with a very small learning rate (`run` too, with run.finetune)
 
 These take run folders instead; see `twostage VERB --help`:
   report      one page about a run, or about several side by side: twostage report RUN [RUN ...]
-  audit       the labels that stage 1 believes least, as tables; corrected labels: twostage audit RUN
+  audit       the most doubtful labels; all labels as a table; corrected labels: twostage audit RUN
+  predict     what a model says about images, by class names: twostage predict RUN PATHS
+  export      a model as a folder for other tools: safetensors, torch.export, ONNX: twostage export RUN OUT
+  runs        what ran, how far it is, its best figures: twostage runs DIR [DIR ...]
   reproduce   a table of the paper: many runs, ours beside its figures
 
 A verb does only what is missing in the run folder, so it is safe to run again after anything.
@@ -46,7 +55,8 @@ examples:
   twostage run --config FILE --print_config the resolved configuration
   accelerate launch --config_file launch/accelerate/cpu-2.yaml -m twostage run --config FILE
 
-exit codes: 0 done; 1 the machine failed (no space, ...); 2 wrong input; 130 interrupted
+exit codes: 0 done; 1 the machine failed (no space, ...); 2 wrong input; 3 predict: some files could not be read;
+130 interrupted
 """
 
 
