@@ -25,9 +25,9 @@ from page import Element, inner_svgs, parse
 from twostage.data import schema
 from twostage.report import gallery, html
 from twostage.report.audit import audit_table, open_judged
-from twostage.report.collect import collect
+from twostage.report.collect import Run, collect, command
 from twostage.report.command import report
-from twostage.report.figures import COLOURS, Picture
+from twostage.report.figures import COLOURS, Line, Picture, curve_panel, ranking_panel
 from twostage.report.tables import number, percent, points, shade
 
 REPORT = Path(html.__file__).parent
@@ -114,8 +114,8 @@ def test_the_same_files_give_the_same_bytes_and_need_no_torch(run_dir: Path, pla
     code += "report([sys.argv[1], '--out', 'page.html']); audit([sys.argv[2]])"
     run = shutil.copytree(run_dir, tmp_path / "run")
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "PYTHONPATH": str(REPORT.parents[1])}
-    command = [sys.executable, "-c", code, str(run_dir), str(run)]
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
+    arguments = [sys.executable, "-c", code, str(run_dir), str(run)]
+    subprocess.run(arguments, check=True, cwd=tmp_path, env=environment, capture_output=True)
     assert (tmp_path / "page.html").read_bytes() == plain_text.encode()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "run"], "something was left aside"
 
@@ -146,8 +146,6 @@ def _noise_jpeg(rng: np.random.Generator) -> bytes:
 
 
 def test_panels_are_small_however_long_the_training(plain: Element) -> None:
-    from twostage.report.figures import Line, curve_panel, ranking_panel
-
     steps, rng = np.arange(200_000, dtype=np.float64), np.random.default_rng(0)
     curve = curve_panel([Line(name, steps, rng.random(len(steps)), "blue") for name in "ab"], title="Loss")
     scores = rng.random(100_000).astype(np.float32)
@@ -288,6 +286,33 @@ def test_commands_configuration_and_digests(plain: Element, run_dir: Path) -> No
     dataset = Path(yaml.safe_load((run_dir / "config.yaml").read_text())["data"]["dataset"])
     assert digests["dataset.samples"] == schema.file_digest(dataset / "samples.parquet")
     assert dict(plain.table("Environment"))["packages.torch"] == "2.10"
+
+
+@pytest.mark.parametrize(
+    ("started", "shown_as"),
+    [
+        ("/opt/x/twostage/__main__.py run --config 'my file.yaml'", "twostage run --config 'my file.yaml'"),
+        ("/opt/x/bin/twostage run", "twostage run"),
+        ("train.py --mine", "train.py --mine"),
+        ("'unbalanced", ""),
+        (None, ""),
+    ],
+)
+def test_the_command_is_one_that_others_can_type(started: str | None, shown_as: str) -> None:
+    assert command(Run(Path(), environment={"command": started})) == shown_as
+
+
+def test_only_a_loss_gets_a_logarithmic_axis() -> None:
+    line = Line("a", np.arange(1, 50.0), 100 / np.arange(1, 50.0), "blue")
+    ticks = {scale: re.findall(r">([\d.]+)</text>", svg_of(curve_panel([line], title="t", scale=scale)))
+             for scale in ("loss", "number")}
+    assert {"10", "100"} <= set(ticks["loss"]) and ticks["loss"].count("0") == 1       # of the steps
+    assert ticks["number"].count("0") == 2 and "75" in ticks["number"]
+
+
+def svg_of(picture: Picture) -> str:
+    (svg,) = inner_svgs(parse(f'<img src="{picture.src}">'))
+    return svg
 
 
 def test_every_picture_has_words(plain: Element) -> None:

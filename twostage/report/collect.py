@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -163,6 +164,17 @@ def read_metrics(path: Path) -> dict[str, tuple[Floats, Floats]]:
         name: (np.array(sorted(points), dtype=np.float64), np.array([points[s] for s in sorted(points)]))
         for name, points in values.items()
     }
+
+
+def command(run: Run) -> str:
+    """How the run was started, with the program's name and not where it is installed; '' where that is not known."""
+    try:
+        program, *arguments = shlex.split(str(run.environment.get("command") or ""))
+    except ValueError:
+        return ""
+    if program.endswith(("__main__.py", "/twostage")):
+        program = "twostage"
+    return shlex.join([program, *arguments])
 
 
 def _json(path: Path) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from twostage.data.schema import InputError, write_aside
-from twostage.report.collect import Run, Tested, collect, setting
+from twostage.report.collect import Run, Tested, collect, command, setting
 from twostage.report.figures import Line
 from twostage.report.html import PANELS, Panel, flat, page, panel
 from twostage.report.tables import main_model, reference, seed_totals
@@ -93,7 +93,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
         "config_differences": _differences([flat(c.run.config) for c in columns]),
         "environment_differences": _differences([flat(c.run.environment) for c in columns]),
         "notes": [(c.name, note) for c in columns for note in c.run.notes],
-        "setting": setting,
+        "command": command,
     }
     return page("compare.html.j2", context)
 
@@ -180,14 +180,14 @@ def _speed(run: Run) -> dict[str, tuple[float | None, float | None]]:
 def _panels(columns: Sequence[Column], stage: str) -> list[Panel]:
     """One line for each run, of the stage's own network."""
     panels = []
-    for metric, (title, stages, is_share) in PANELS.items():
+    for metric, (title, stages, scale) in PANELS.items():
         lines = []
         for column in columns:
             curves = column.run.curves.get(MAIN[stage], {})
             if column.colour and metric in curves and stage in stages:
                 lines.append(Line(column.name, *curves[metric], column.colour))
         if lines:
-            panels.append(panel(f"{title}, {stage}", title, lines, is_share))
+            panels.append(panel(f"{title}, {stage}", title, lines, scale))
     return panels
 
 

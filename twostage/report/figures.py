@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import matplotlib
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 Floats = npt.NDArray[np.float64]
 MAX_POINTS: Final = 300
+Scale = Literal["loss", "share", "number"]
 ROUND: Final = (1, 2, 2.5, 5, 10)       # ticks are round numbers
 
 # What is drawn with -> (in light mode, in dark mode). The page's style sheet has the same colours under the same names.
@@ -73,8 +74,12 @@ class Line:
     colour: str
 
 
-def curve_panel(lines: Sequence[Line], *, title: str, percent: bool = False) -> Picture:
-    """Curves over steps. The alternative text says for each where it begins, ends, and its extremes."""
+def curve_panel(lines: Sequence[Line], *, title: str, scale: Scale = "number") -> Picture:
+    """Curves over steps. The alternative text says for each where it begins, ends, and its extremes.
+
+    A loss that falls far gets a logarithmic axis, a share percents, and a number an axis from 0.
+    """
+    percent = scale == "share"
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _canvas(4.0, 2.2)
         for above, line in zip(range(len(lines) - 1, -1, -1), lines, strict=True):
@@ -84,7 +89,7 @@ def curve_panel(lines: Sequence[Line], *, title: str, percent: bool = False) -> 
                       markersize=width + 1.5, clip_on=False)
         values = np.concatenate([line.y for line in lines])
         values = values[np.isfinite(values)]
-        if values.size and values.min() > 0 and values.max() / values.min() > 30:
+        if scale == "loss" and values.size and values.min() > 0 and values.max() / values.min() > 30:
             axes.set_yscale("log")
             axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))

@@ -11,8 +11,8 @@ import jinja2
 import numpy as np
 
 from twostage.data.schema import write_aside
-from twostage.report.collect import Run, collect, setting, title_of
-from twostage.report.figures import Line, Picture, curve_panel, ranking_panel
+from twostage.report.collect import Run, collect, command, setting, title_of
+from twostage.report.figures import Line, Picture, Scale, curve_panel, ranking_panel
 from twostage.report.gallery import gallery
 from twostage.report.matrices import noise, test_matrices
 from twostage.report.tables import (
@@ -33,15 +33,15 @@ from twostage.report.tables import (
 from twostage.report.words import balance_notes, class_notes, doubt_notes
 
 MAX_CLASSES_SHOWN: Final = 60       # with a ranking curve and a strip of images
-PANELS: Final = {       # metric -> (title, what stage it is drawn for, whether it is a share)
-    "train/loss": ("Training loss", ("stage 1", "stage 2"), False),
-    "train/cross_entropy": ("Cross-entropy of the kept labels", ("stage 2",), False),
-    "train/consistency": ("Consistency loss, all images", ("stage 2",), False),
-    "train/consistency_weight": ("Consistency weight", ("stage 2",), False),
-    "val/accuracy": ("Validation accuracy", ("stage 1", "stage 2"), True),
-    "train/learning_rate": ("Learning rate", ("stage 1", "stage 2"), False),
-    "train/data_wait": ("Time spent waiting for data", ("stage 1", "stage 2"), True),
-    "train/images_per_second": ("Images per second", ("stage 1", "stage 2"), False),
+PANELS: Final[dict[str, tuple[str, tuple[str, ...], Scale]]] = {     # metric -> (title, stages it is drawn for, scale)
+    "train/loss": ("Training loss", ("stage 1", "stage 2"), "loss"),
+    "train/cross_entropy": ("Cross-entropy of the kept labels", ("stage 2",), "loss"),
+    "train/consistency": ("Consistency loss, all images", ("stage 2",), "loss"),
+    "train/consistency_weight": ("Consistency weight", ("stage 2",), "number"),
+    "val/accuracy": ("Validation accuracy", ("stage 1", "stage 2"), "share"),
+    "train/learning_rate": ("Learning rate", ("stage 1", "stage 2"), "number"),
+    "train/data_wait": ("Time spent waiting for data", ("stage 1", "stage 2"), "share"),
+    "train/images_per_second": ("Images per second", ("stage 1", "stage 2"), "number"),
 }
 
 
@@ -96,6 +96,7 @@ def render(run: Run) -> str:
         "panels": {stage: _panels(run, stage, names) for stage, names in STAGES.items()},
         "noise": noise(run),
         "matrices": test_matrices(run),
+        "command": command(run),
         "environment": flat(run.environment),
         "missing": _missing(run),
         "hidden_classes": max(0, len(run.classes) - len(shown)),
@@ -154,22 +155,22 @@ def _rankings(run: Run, shown: list[int]) -> list[tuple[str, Picture]]:
     return panels
 
 
-def panel(words: str, title: str, lines: Sequence[Line], is_share: bool) -> Panel:
+def panel(words: str, title: str, lines: Sequence[Line], scale: Scale) -> Panel:
     """One figure with its legend; `words` begin the alternative text."""
-    picture = curve_panel(lines, title=words, percent=is_share)
+    picture = curve_panel(lines, title=words, scale=scale)
     return Panel(title, picture, tuple((line.title, line.colour) for line in lines))
 
 
 def _panels(run: Run, stage: str, names: tuple[str, ...]) -> list[Panel]:
     panels = []
-    for metric, (title, stages, is_share) in PANELS.items():
+    for metric, (title, stages, scale) in PANELS.items():
         lines = [
             Line(title_of(run, name), *run.curves[name][metric], MODEL_COLOURS.get(name, "green"))
             for name in names
             if stage in stages and metric in run.curves.get(name, {})
         ]
         if lines:
-            panels.append(panel(f"{title}, {stage}", title, lines, is_share))
+            panels.append(panel(f"{title}, {stage}", title, lines, scale))
     return panels
 
 
