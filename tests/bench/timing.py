@@ -22,7 +22,7 @@ class Comparison:
 
 
 def alternate(title: str, ours: Callable[[], object], theirs: Callable[[], object], *, rounds: int = 7) -> Comparison:
-    """Runs both sides in turn, once unmeasured and then `rounds` times, so that drift of the machine hits both alike."""
+    """Runs both sides in turn, once unmeasured and then `rounds` times, so that the machine's drift hits both alike."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
         for side, action in enumerate((ours, theirs)):
