@@ -1,19 +1,21 @@
-"""Trains the rows of the paper's Table 3 that a run is compared with, each in its own folder of the run."""
+"""Trains the rows of the paper's Tables 3 and 4 that a run is compared with, each in its own folder of the run."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from twostage.config import BaselineName
 from twostage.data.plan import Indices
-from twostage.data.schema import InputError
-from twostage.rows import BASELINES, folder_of
+from twostage.data.schema import InputError, write_json, write_table
+from twostage.data.views import open_clean_set
+from twostage.rows import ALL_BASELINES, BASELINES, WITH_CLEAN_SET, BaselineName, folder_of
 from twostage.runtime.session import Session
 from twostage.runtime.world import barrier
+from twostage.stage1 import noise_models
 from twostage.stage1.estimate import estimate_from_ranking
 from twostage.stage1.methods import CORRECTED, OUTPUT_NORM
 from twostage.stage1.pretrain import Variant, pretrain
@@ -25,7 +27,7 @@ RANKED: BaselineName = "cross_entropy"
 
 
 def train_baselines(session: Session) -> None:
-    """Trains those that `run.baselines` names and that are not done yet. Stage 1 is done.
+    """Trains those that `run.baselines` names and that are not done yet; stage 1 is done where they need it.
 
     Raises:
         InputError: as the stages do; or the estimated transition matrix cannot be used.
@@ -40,10 +42,14 @@ def has_output_norm(folder_name: str) -> bool:
 
 
 def _train_one(session: Session, name: BaselineName) -> None:
-    row, folder, run_dir = BASELINES[name], session.run_dir / folder_of(name), session.run_dir
+    row, folder, run_dir = ALL_BASELINES[name], session.run_dir / folder_of(name), session.run_dir
+    if row.noise_model is not None:
+        noise_models.train(session, folder, session.config.noise_model, row.noise_model)
+        return
     if row.stage2 is not None:
         config = dataclasses.replace(session.config.train, method=row.stage2)
-        train(session, folder, config, run_dir / "mine", run_dir / "pretrain" / "model.safetensors")
+        labeled = _clean_seeds(session) if name in WITH_CLEAN_SET else run_dir / "mine"
+        train(session, folder, config, labeled, run_dir / "pretrain" / "model.safetensors")
         return
     supervised = dataclasses.replace(session.config.pretrain, balance=row.balance)
     if row == BASELINES["balanced_cross_entropy"] and session.config.pretrain.balance:
@@ -57,6 +63,19 @@ def _train_one(session: Session, name: BaselineName) -> None:
         pretrain(session, folder, supervised, variant)
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(f"{folder}: {error}") from error
+
+
+def _clean_seeds(session: Session) -> Path:
+    """Folder with the clean set as the seed set, as `mine` writes it: none of the noisy labels is kept."""
+    folder, world = session.run_dir / "clean_seeds", session.world
+    clean_set = open_clean_set(session.views, session.config.data, session.config.run.rng_seed)
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        index = clean_set.train
+        write_table(folder / "seeds.parquet", pa.table({"index": index, "label": clean_set.labels[index]}))
+        write_json(folder / "done.json", {"inputs": {**session.views.digests}, "results": {"kept": len(index)}})
+    barrier(world)
+    return folder
 
 
 def _transition(session: Session, folder: Path) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -43,6 +44,18 @@ def parse(verb: str, description: str, arguments: list[str]) -> Config:
     Raises:
         InputError: an unknown key (names the nearest), a value of the wrong type, a required field left out.
     """
+    _check_names(arguments)
+    try:
+        parsed = _parser(verb, description).parse_args(arguments)
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+    config: Config = _build(Config, parsed)
+    return config
+
+
+@functools.cache
+def _parser(verb: str, description: str) -> jsonargparse.ArgumentParser:
+    """Kept, as `reproduce` parses many times, and making one takes a tenth of a second."""
     parser = jsonargparse.ArgumentParser(
         prog=f"twostage {verb}",
         description=f"{description} Example: twostage {verb} --config configs/demo.yaml --run.dir runs/first",
@@ -50,13 +63,7 @@ def parse(verb: str, description: str, arguments: list[str]) -> Config:
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
     parser.add_class_arguments(Config)
-    _check_names(arguments)
-    try:
-        parsed = parser.parse_args(arguments)
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise InputError(" ".join(str(error).split())) from error
-    config: Config = _build(Config, parsed)
-    return config
+    return parser
 
 
 def _build(kind: type[Any], values: Any) -> Any:

@@ -10,21 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-BaselineName = Literal[
-    "cross_entropy",
-    "balanced_cross_entropy",
-    "improved_baseline",
-    "unhinged",
-    "sigmoid",
-    "savage",
-    "bootstrap_soft",
-    "bootstrap_hard",
-    "backward",
-    "forward",
-    "pi_model",
-    "temporal_ensembling",
-    "pseudo_label",
-]
+from twostage.rows import BaselineName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +22,9 @@ class RunConfig:
     rng_seed: int = 0
     """every random number of the run follows from this one"""
     baselines: list[BaselineName] = field(default_factory=list)
-    """trained for comparison by `run`: the other rows of the paper's Table 3, by name; see baselines.py"""
+    """trained for comparison by `run`: the other rows of the paper's Tables 3 and 4, by name; see rows.py"""
+    two_stage: bool = True
+    """whether `run` trains by the two-stage method; false: only what `baselines` and `finetune` say"""
     finetune: bool = False
     """whether `run` fine-tunes on the clean set at the end"""
     transition_mode: Literal["fixed", "faithful"] = "fixed"
@@ -62,7 +50,8 @@ class DataConfig:
     test_split: str = "test"
     """split for the final figures; nothing is ever chosen by it"""
     clean_split: str = "clean_train"
-    """the clean set: a split whose labels are right; only `mine.rule: clean_filter` and `finetune` read it"""
+    """the clean set: a split whose labels are right; read by `mine.rule: clean_filter`, `finetune`, and the baselines
+    pseudo_label_clean, bottom_up and label_noise"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +256,21 @@ class FinetuneConfig(PretrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoiseModelConfig(PretrainConfig):
+    """The baselines bottom_up and label_noise: half of each batch is clean, half is noisy (paper, Table 4, rows 2, 3).
+
+    An epoch is one pass over the noisy training view.
+    """
+
+    held_epochs: int = 1
+    """of bottom_up: epochs before its noise layer learns anything but the identity"""
+    penalty: Literal["trace", "squares"] = "trace"
+    """of bottom_up: what pulls its noise layer away from the identity; see models/noise_layer.py"""
+    penalty_weight: float = 0.01
+    """of bottom_up: weight of the penalty in the loss"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     """How it runs; nothing here changes what is computed, but for `precision` and, in the last bits, `compile`."""
 
@@ -311,5 +315,7 @@ class Config:
     """see TrainConfig"""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     """see FinetuneConfig"""
+    noise_model: NoiseModelConfig = field(default_factory=NoiseModelConfig)
+    """see NoiseModelConfig"""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """see RuntimeConfig"""

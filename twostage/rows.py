@@ -1,11 +1,28 @@
-"""The models that a run may hold, by folder: those of the two stages, and as baselines other rows of Table 3."""
+"""The models that a run may hold, by folder: those of the two stages, and as baselines other rows of Tables 3 and 4."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from twostage.config import BaselineName
+BaselineName = Literal[
+    "cross_entropy",
+    "balanced_cross_entropy",
+    "improved_baseline",
+    "unhinged",
+    "sigmoid",
+    "savage",
+    "bootstrap_soft",
+    "bootstrap_hard",
+    "backward",
+    "forward",
+    "pi_model",
+    "temporal_ensembling",
+    "pseudo_label",
+    "pseudo_label_clean",
+    "bottom_up",
+    "label_noise",
+]
 
 
 @dataclass(frozen=True)
@@ -20,6 +37,8 @@ class Baseline:
     """validates on the held-out samples whose labels stage 1 kept"""
     stage2: Literal["pi_model", "temporal_ensembling", "pseudo_label"] | None = None
     """trained by stage 2 with this method"""
+    noise_model: Literal["bottom_up", "label_noise"] | None = None
+    """trained with this model of how labels go wrong"""
 
 
 BASELINES: Final[dict[BaselineName, Baseline]] = {
@@ -38,6 +57,14 @@ BASELINES: Final[dict[BaselineName, Baseline]] = {
     "pseudo_label": Baseline("two-stage, pseudo-labels", stage2="pseudo_label"),
 }
 
+WITH_CLEAN_SET: Final[dict[BaselineName, Baseline]] = {
+    "pseudo_label_clean": Baseline("pseudo-labels, only the clean set labeled", stage2="pseudo_label"),
+    "bottom_up": Baseline("bottom-up noise layer", noise_model="bottom_up"),
+    "label_noise": Baseline("label-noise model", noise_model="label_noise"),
+}
+"""rows of Table 4 that need a clean set"""
+ALL_BASELINES: Final = BASELINES | WITH_CLEAN_SET
+
 
 def folder_of(baseline: str) -> str:
     """Name of a baseline's folder in the run folder."""
@@ -46,7 +73,7 @@ def folder_of(baseline: str) -> str:
 
 def titles() -> dict[str, str]:
     """What the models are called, by folder, in the order of a table."""
-    rows = {folder_of(name): row.title for name, row in BASELINES.items()}
+    rows = {folder_of(name): row.title for name, row in ALL_BASELINES.items()}
     return rows | {
         "pretrain": "balanced cross-entropy (stage 1)",
         "train": "two-stage",

@@ -71,7 +71,7 @@ def finetune(config: Config) -> int:
 
 
 def baselines(config: Config) -> int:
-    """Train what `run.baselines` names, for comparison; stage 1 is done."""
+    """Train what `run.baselines` names, for comparison; stage 1 is done where they go on from it."""
     if not config.run.baselines:
         raise InputError("run.baselines names nothing to train")
     session = _open(config)
@@ -90,15 +90,11 @@ def evaluate(config: Config) -> int:
 
 def run(config: Config) -> int:
     """The whole method: pretrain, rank, mine, train, evaluate; then the report."""
+    if not (config.run.two_stage or config.run.baselines or config.run.finetune):
+        raise InputError("nothing to run: run.two_stage and run.finetune are false, and run.baselines names nothing")
     session = _open(config)
-    by_classifiers = config.mine.rule == "clean_filter"
-    if config.train.init == "stage1" or not by_classifiers:
-        _pretrain(session)
-    if by_classifiers:
-        _clean_filter(session)
-    _rank(session)
-    _on_main(session, lambda: _mine(config))
-    _train(session)
+    if config.run.two_stage:
+        _two_stages(session)
     _baselines(session)
     if config.run.finetune:
         _finetune(session)
@@ -112,6 +108,17 @@ VERBS: dict[str, Callable[[Config], int]] = {
     function.__name__: function
     for function in (pretrain, clean_filter, rank, mine, train, finetune, baselines, evaluate, run)
 }
+
+
+def _two_stages(session: Session) -> None:
+    by_classifiers = session.config.mine.rule == "clean_filter"
+    if session.config.train.init == "stage1" or not by_classifiers:
+        _pretrain(session)
+    if by_classifiers:
+        _clean_filter(session)
+    _rank(session)
+    _on_main(session, lambda: _mine(session.config))
+    _train(session)
 
 
 def _open(config: Config) -> Session:
@@ -278,10 +285,11 @@ def _summarise(config: Config) -> None:
         if figures.exists():
             accuracy = json.loads(figures.read_text())["accuracy"]
             summary["models"][name] = {"title": title, "test_accuracy": accuracy}
-    summary["seeds"] = json.loads((run_dir / "mine" / "done.json").read_text())["results"]
+    if (run_dir / "mine" / "done.json").exists():
+        summary["seeds"] = json.loads((run_dir / "mine" / "done.json").read_text())["results"]
+        print(_seeds_line(summary["seeds"]))
     write_json(run_dir / "summary.json", summary)
     page = write_report(run_dir)
-    print(_seeds_line(summary["seeds"]))
     print(f"summary: {run_dir / 'summary.json'}\nreport:  {page}")
 
 

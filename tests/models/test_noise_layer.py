@@ -179,5 +179,7 @@ def test_evaluation_goes_without_the_layer() -> None:
         model.noise_layer.transition.copy_(T)
     images = torch.randn(5, 3)
     assert torch.equal(model.eval()(images), network(images))
-    torch.testing.assert_close(model.train()(images).exp(), network(images).softmax(dim=1) @ T)
+    logits, given = model.train()(images)
+    assert torch.equal(logits, network(images))
+    torch.testing.assert_close(given.exp(), network(images).softmax(dim=1) @ T)
     assert sorted(model.state_dict()) == ["network.bias", "network.weight", "noise_layer.transition"]

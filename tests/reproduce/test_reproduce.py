@@ -231,7 +231,7 @@ def test_the_dataset_is_built_where_there_is_none(reproduce: Reproduce, data: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table4"], "did you mean 'table3'"),
+        (["tabel3"], "did you mean 'table3'"),
         (["table3", "--dataset", "minst"], "did you mean 'mnist'"),
         (["table3", "--rows", "forwards"], "did you mean 'forward'"),
         (["table3", "--noise", "asym0.6,sim0.2"], "did you mean 'sym0.2'"),

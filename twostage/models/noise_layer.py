@@ -83,7 +83,7 @@ class NoiseLayer(nn.Module):
 
 
 class BottomUp(nn.Module):
-    """A network with a noise layer behind it in training mode, and without in evaluation mode.
+    """A network with a noise layer behind it, which only training asks.
 
     The parameters are `network.…` and `noise_layer.transition`; the weights to hand on are those of `network`.
     """
@@ -93,10 +93,10 @@ class BottomUp(nn.Module):
         self.network = network
         self.noise_layer = NoiseLayer(num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(b, num_classes): training: log-probabilities of the given label; evaluation: logits of the clean label."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """(b, num_classes) logits of the clean label; in training also the given label's log-probabilities."""
         logits: Tensor = self.network(images)
-        return self.noise_layer(logits) if self.training else logits
+        return (logits, self.noise_layer(logits)) if self.training else logits
 
 
 def onto_simplex(rows: Tensor) -> Tensor:

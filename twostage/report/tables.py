@@ -8,14 +8,14 @@ from itertools import cycle
 from typing import Final
 
 from twostage.report.collect import Run, Tested
-from twostage.rows import BASELINES, folder_of
+from twostage.rows import ALL_BASELINES, folder_of
 
 STAGES: Final = {
-    "stage 1": (*(folder_of(name) for name, row in BASELINES.items() if row.stage2 is None), "pretrain"),
-    "stage 2": (*(folder_of(name) for name, row in BASELINES.items() if row.stage2 is not None), "train", "finetune"),
+    "stage 1": (*(folder_of(name) for name, row in ALL_BASELINES.items() if not row.stage2), "pretrain"),
+    "stage 2": (*(folder_of(name) for name, row in ALL_BASELINES.items() if row.stage2), "train", "finetune"),
 }
 """which models are trained by which stage, in the order of the report"""
-MODEL_COLOURS: Final = dict(zip(map(folder_of, BASELINES), cycle(("grey", "sand", "violet", "teal", "rose")))) | {
+MODEL_COLOURS: Final = dict(zip(map(folder_of, ALL_BASELINES), cycle(("grey", "sand", "violet", "teal", "rose")))) | {
     "pretrain": "amber",
     "train": "blue",
     "finetune": "green",

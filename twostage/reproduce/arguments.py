@@ -65,7 +65,7 @@ def make_parser() -> Parser:
         "figures to OUT/results.parquet. Example: twostage reproduce table3 --dataset mnist --rows ours "
         "--noise asym0.6 --runs 5 --data mnist --out reproduced --jobs 2",
     )
-    parser.add_argument("table", help=f"which table: {', '.join(grid.TABLES)}")
+    parser.add_argument("table", help=f"which table: {', '.join(grid.TABLES)}, table4")
     parser.add_argument("--dataset", help="mnist or cifar10 (mnist for table3, cifar10 for table1 and table2)")
     parser.add_argument("--data", type=Path, metavar="SOURCE", help="a dataset, or what `data_prep build` makes one of")
     parser.add_argument("--format", help="of SOURCE, for `data_prep build` (the data set's name)")
@@ -73,14 +73,14 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--rows", nargs="+", metavar="ROW",
         help=f"of table3: {', '.join(grid.ROWS)} (those of the paper). Ours, the two-stage method, is always run: "
-        "other rows need its first stage",
+        "other rows need its first stage. Of table4: 1 to 13 (all), to which those are added that they start from",
     )
     parser.add_argument(
         "--noise", nargs="+", metavar="NOISE",
         help="p0, sym0.2, asym0.2, asym0.6, or another rate; for mnist also asym0.6-text, where 5 becomes 6 but 6 "
         "stays 6 (all of the paper; for table2 asym0.6)",
     )
-    parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs per cell, seeds 0 to N-1 (%(default)s)")
+    parser.add_argument("--runs", type=int, metavar="N", help="runs per cell, seeds 0 to N-1 (5; of table4 one)")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="J",
         help="runs at a time (%(default)s). Each gets an equal part of the cores; a GPU is shared, several that "
@@ -89,7 +89,11 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--shares", nargs="+", metavar="SHARE", help="of table1: labels kept of each class, 0 to 1 (0.05 0.1 0.2 0.5)"
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="of all runs (configs/DATASET/table3.yaml)")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="of all runs (configs/DATASET/table3.yaml); of table4 a folder with row01.yaml and so on "
+        "(configs/clothing1m)",
+    )
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE",
         help="changes a setting of all runs; may be given several times",
@@ -104,7 +108,7 @@ def make_plan(args: argparse.Namespace, python: tuple[str, ...]) -> Grid:
     Raises:
         InputError: a name or setting is wrong; names the nearest.
     """
-    table = grid.check_name("reproduce", args.table, grid.TABLES)
+    table = grid.check_name("reproduce", args.table, (*grid.TABLES, "table4"))
     default = "mnist" if table == "table3" else "cifar10"
     dataset = grid.check_name("--dataset", args.dataset or default, grid.DATASETS)
     names = grid.split_names(args.noise or (["asym0.6"] if table == "table2" else grid.NOISES[dataset]))
@@ -114,7 +118,8 @@ def make_plan(args: argparse.Namespace, python: tuple[str, ...]) -> Grid:
             raise InputError(f"{option} goes with {wanted}, not with {table}")
     rows = [grid.check_name("--rows", row, grid.ROWS) for row in grid.split_names(args.rows or ())]
     rows = rows or list(grid.default_rows(table))
-    for option, value in (("--runs", args.runs), ("--jobs", args.jobs)):
+    runs = 5 if args.runs is None else args.runs
+    for option, value in (("--runs", runs), ("--jobs", args.jobs)):
         if value < 1:
             raise InputError(f"{option} {value}: give 1 or more")
     overrides = grid.check_overrides(args.overrides)
@@ -130,7 +135,7 @@ def make_plan(args: argparse.Namespace, python: tuple[str, ...]) -> Grid:
         dataset=dataset,
         noises=list(noises),
         rows=rows,
-        runs=args.runs,
+        runs=runs,
         shares=_shares(args.shares),
         min_share=config.mine.min_share,
     )

@@ -36,12 +36,16 @@ def main(arguments: Sequence[str], *, python: Sequence[str] = (sys.executable,))
         InputError: a name or setting is wrong, or the folder holds results of other settings.
     """
     args = make_parser().parse_args(arguments)
+    if args.table == "table4":
+        from twostage.reproduce import table4  # which knows this module
+
+        return table4.reproduce(args, tuple(python))
     plan = make_plan(args, tuple(python))
     if args.dry_run:
         _show(plan)
         return 0
     plan.out.mkdir(parents=True, exist_ok=True)
-    environment = functools.partial(job_environment, os.environ, num_parallel=args.jobs, num_cores=_cores())
+    environment = functools.partial(job_environment, os.environ, num_parallel=args.jobs, num_cores=num_cores())
     run = functools.partial(run_jobs, num_parallel=args.jobs, environment=environment, say=_say)
     try:
         built = run([_build_job(args, plan)], ended=functools.partial(_ended, None))
@@ -75,9 +79,9 @@ def job_environment(base: Mapping[str, str], slot: int, *, num_parallel: int, nu
     return {**base, **more}
 
 
-def take_over_stage1(source: Path, folder: Path) -> None:
-    """Copies the finished first steps of stage 1 from another run folder; what is there already stays."""
-    for stage in COPIED:
+def take_over_stage1(source: Path, folder: Path, stages: Sequence[str] = COPIED) -> None:
+    """Copies finished stages, the first steps of stage 1, from another run folder; what is there already stays."""
+    for stage in stages:
         if (folder / stage).exists():
             continue
         aside = folder / f".{stage}.{os.getpid()}.tmp"
@@ -177,7 +181,7 @@ def _show(plan: Grid) -> None:
             print("\n".join(f"  {grid.one_line(command)}" for command in plan.commands(task)))
 
 
-def _cores() -> int:
+def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

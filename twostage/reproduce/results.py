@@ -97,8 +97,8 @@ class CellResults:
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """What all runs of a grid have in common, flat, out of a whole configuration; not what changes no result."""
     kept: dict[str, Any] = {}
-    own = {"run": ("dir", "rng_seed", "baselines"), "data": ("dataset", "labels")}
-    only = {"loader": ("window_shards",), "runtime": ("precision",)}
+    own = {"run": ("dir", "rng_seed", "baselines", "two_stage"), "data": ("dataset", "labels")}
+    only: dict[str, tuple[str, ...]] = {"loader": ("window_shards",), "runtime": ("precision",), "noise_model": ()}
 
     def add(prefix: str, tree: dict[str, Any]) -> None:
         for key, value in tree.items():

@@ -78,6 +78,7 @@ class Session:
         initial: bool = False,
         dropout: float | None = None,
         input_noise: float | None = None,
+        num_outputs: int | None = None,
     ) -> nn.Module:
         """The configured network with new weights that follow from rng_seed alone, the same on every rank.
 
@@ -85,6 +86,7 @@ class Session:
             output_norm: puts BatchNorm behind the outputs, for losses that need them bounded.
             initial: puts the weights that `model.weights` names in place of them, for a training that begins here.
             dropout, input_noise: in place of the configured ones; neither has weights.
+            num_outputs: for something else than the classes; their layer is new then, whatever the initial weights are.
 
         Raises:
             InputError: no such network, the factory does not fit, or the initial weights do not.
@@ -93,7 +95,7 @@ class Session:
         try:
             model = build_model(
                 self.config.model.name,
-                num_classes=self.views.num_classes,
+                num_classes=num_outputs or self.views.num_classes,
                 in_channels={"rgb": 3, "gray": 1}[self.config.augment.channels],
                 image_size=self.config.augment.size,
                 dropout=self.config.model.dropout if dropout is None else dropout,
@@ -102,18 +104,19 @@ class Session:
         except (ValueError, ImportError) as error:
             raise InputError(f"model.name: {error}") from error
         if initial and self.initial_weights is not None:
-            self._take_over(model, self.initial_weights)
+            self._take_over(model, self.initial_weights, num_outputs)
         if output_norm:
             model = nn.Sequential(model, nn.BatchNorm1d(self.views.num_classes))
         if self.world.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)    # type: ignore[call-overload]
         return model.to(self.world.device)
 
-    def _take_over(self, model: nn.Module, weights: InitialWeights) -> None:
-        keep = self.config.model.class_layer == "loaded"
+    def _take_over(self, model: nn.Module, weights: InitialWeights, num_outputs: int | None) -> None:
+        keep, num_classes = self.config.model.class_layer == "loaded", num_outputs or self.views.num_classes
+        keep = keep and num_outputs is None
         try:
             new = take_over(
-                model, weights.tensors, num_classes=self.views.num_classes, where=weights.where, keep_class_layer=keep
+                model, weights.tensors, num_classes=num_classes, where=weights.where, keep_class_layer=keep
             )
         except ValueError as error:
             raise InputError(f"model.weights: {error}") from error

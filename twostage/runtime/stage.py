@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -143,6 +144,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
     wanted = [*PACKAGES, *sorted(name for name in installed if name.startswith("nvidia-dali"))]
