@@ -249,6 +249,11 @@ def test_png_structure() -> None:
     assert png_fault(data[:20] + b"\x01" + data[21:]) == "the check sum of the chunk at byte 8 is wrong"
     text = struct.pack(">I", 2) + b"tEXt" + b"ab" + b"bad!"                 # not needed: its check sum does not matter
     assert png_fault(data[:-12] + text + data[-12:]) == ""
+    animated = KINDS["animated.png"](1)
+    place = animated.rindex(b"fdAT") + 20
+    assert png_fault(animated) == ""
+    changed = animated[:place] + bytes([animated[place] ^ 1]) + animated[place + 1 :]
+    assert png_fault(changed).startswith("the check sum")
 
 
 def test_webp_that_promises_exif(dali: Decoder) -> None:
