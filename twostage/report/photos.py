@@ -12,16 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image, UnidentifiedImageError
 
-from twostage.config import AugmentConfig
+from twostage.config import AugmentConfig, LoaderConfig
 from twostage.data.augment import resized_shape
 from twostage.data.dataset import Dataset
 from twostage.data.loader import MAX_PIXELS as MAX_RESIZED
+from twostage.data.pipeline import DecodePipeline, Fed
 from twostage.data.schema import InputError, nearest, write_table
 
 MAX_BYTES: Final = 64 << 20
@@ -32,7 +34,6 @@ IMAGES: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
 OTHER_IMAGES: Final = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff"})
 """taken for images that cannot be read, rather than passed over"""
 SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
-ORIENTATION: Final = 0x0112
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Header:
 
     num_bytes: int
     height: int
-    """pixels, after EXIF orientation"""
+    """pixels; from `inspect`, after EXIF orientation as DALI applies it"""
     width: int
 
 
@@ -104,10 +105,49 @@ def _not_listed(error: OSError) -> None:
 
 
 def inspect(files: Sequence[Path], augment: AugmentConfig, threads: int) -> Iterator[Header | str]:
-    """Decodes each file by Pillow, as fast as that goes; yields what is known of it, or what is wrong with it."""
+    """Decodes each file by Pillow and by DALI; yields what is known of it, or what is wrong with it.
+
+    By DALI one by one: where a file in a larger batch is damaged, DALI 2.4 may bring down the whole process.
+    """
+    single = _Single(augment)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
         warnings.simplefilter("ignore")         # of oddities in metadata, and of sizes that are checked here
-        yield from pool.map(lambda file: _inspected(file, augment), files)
+        found = pool.map(lambda file: _inspected(file, augment), files)
+        for file, header in zip(files, found, strict=True):
+            yield header if isinstance(header, str) else single.decoded(file, header)
+
+
+class _Single:
+    """Decodes one file at a time as the loader does, on the CPU."""
+
+    def __init__(self, augment: AugmentConfig) -> None:
+        self._augment = augment
+        self._pipeline: DecodePipeline | None = None
+
+    def decoded(self, file: Path, header: Header) -> Header | str:
+        """The header with the size that DALI says, or what is wrong."""
+        try:
+            data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
+        except OSError as error:
+            return error.strerror or str(error)
+        if len(data) != header.num_bytes:
+            return "it is being written"
+        if self._pipeline is None or self._pipeline.failed:
+            plain: dict[str, Any] = {"resizes": False, "num_views": 0, "shifts": False, "half": False}
+            loader = LoaderConfig(decode_threads=1)
+            self._pipeline = DecodePipeline(
+                self._augment, loader, "cpu", torch.device("cpu"), max_batch_size=1, **plain
+            )
+        size = np.array([[header.height, header.width]])
+        self._pipeline.feed(Fed(np.zeros(1, dtype=np.int64), [data]), size, [])
+        try:
+            _, shape = self._pipeline.take()
+        except RuntimeError:
+            return "damaged: its header can be read, but DALI cannot decode it"
+        height, width = (int(side) for side in shape[0])
+        if (height, width) not in ((header.height, header.width), (header.width, header.height)):
+            return f"damaged: {header.width} x {header.height} pixels, or {width} x {height}"
+        return Header(header.num_bytes, height, width)
 
 
 def _inspected(file: Path, augment: AugmentConfig) -> Header | str:
@@ -143,26 +183,11 @@ def _of_image(image: Image.Image, num_bytes: int, augment: AugmentConfig) -> Hea
     # DALI 2.4 crashes where two EXIF segments turn an image differently
     if sum(data.startswith(b"Exif\0\0") for _, data in getattr(image, "applist", ())) > 1:
         return "damaged: more than one EXIF segment"
-    if _orientation(image) >= 5:
-        width, height = height, width
     if np.prod(resized_shape(height, width, augment.resize)) > MAX_RESIZED:
         return f"{width} x {height} pixels become too many when the shorter side is resized to {augment.resize}"
     image.draft(None, (1, 1))       # all of a JPEG's entropy code is decoded at any scale; the rest costs little at 1/8
     image.load()
     return Header(num_bytes, height, width)
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1..8. Not by `getexif`, which looks into XMP, too, as DALI does not."""
-    exif, data = Image.Exif(), image.info.get("exif")
-    if not isinstance(data, bytes):
-        return 1
-    try:
-        exif.load(data)
-        value = exif.get(ORIENTATION)
-    except Exception:               # what DALI makes of it, it says itself when it decodes
-        return 1
-    return value if isinstance(value, int) else 1
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def predict_files(forward: Forward, files: Sequence[Path]) -> Predictions:
         with as_dataset([files[row] for row in rows], list(headers.values())) as dataset:
             view = np.arange(len(rows), dtype=np.int64)
             best[rows], probability[rows], failed = forward.over(dataset, view, (InputError, OSError))
-        problems |= {int(rows[row]): "damaged: its header can be read, but not decoded by DALI" for row in failed}
+        problems |= {int(rows[row]): "damaged, or changed meanwhile: it cannot be decoded" for row in failed}
     return Predictions([name_of(file) for file in files], None, best, probability, dict(sorted(problems.items())))
 
 
