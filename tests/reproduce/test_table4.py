@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +25,7 @@ from twostage.data.schema import file_digest
 from twostage.reproduce import paper, table4, table4_rows
 from twostage.reproduce.arguments import CONFIGS, make_parser
 from twostage.reproduce.table4_rows import ROWS, Row, chosen
+from twostage.stage1 import noise_models
 
 TOY = (
     "model.name=mlp", "augment.size=16", "augment.resize=16", "runtime.precision=fp32", "runtime.compile=no",
@@ -96,7 +98,7 @@ def test_all_rows_are_run_and_the_table_stands_beside_the_papers(
         row = ROWS[line["row"]]
         test = json.loads((reproduced / "runs" / row.name / "evaluate" / row.model / "test.json").read_text())
         assert line["accuracy"] == test["accuracy"] and line["network_name"] == "mlp"
-        shown = next(text for text in printed.splitlines() if text.startswith(f"| \\#{row.number} "))
+        shown = next(text for text in printed.splitlines() if text.startswith(f"| {row.number} "))
         assert f" {100 * line['accuracy']:.2f} |" in shown
         published = [value.value for value in paper.TABLE4[row.number] if value is not None]
         assert all(f" {value:.2f} |" in shown for value in published)
@@ -139,6 +141,42 @@ def test_rows_go_on_from_what_the_table_says(mini: Path, reproduced: Path) -> No
                    .read_text().splitlines()]
         assert len([line for line in metrics if "val/accuracy" in line]) == 2
         assert metrics[-1]["step"] >= 2 * steps
+
+
+@pytest.mark.parametrize(
+    ("number", "training"), [(2, noise_models.BottomUpTraining), (3, noise_models.LabelNoiseTraining)]
+)
+def test_a_noise_model_that_was_interrupted_ends_with_the_same_bits(
+    mini: Path,
+    configs: Path,
+    reproduced: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    training: Any,
+) -> None:
+    row, calls = ROWS[number], 0
+    settle = training.settle
+
+    def interrupted(self: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 11:
+            raise KeyboardInterrupt
+        settle(self)
+
+    args = make_parser().parse_args(arguments(mini, reproduced, configs, "--rows", str(number)))
+    plan = table4.make_plan(args, ())
+    again = ["run", *plan.arguments[number], f"--run.dir={tmp_path}", "--runtime.checkpoint_steps=4"]
+    monkeypatch.setattr("twostage.report.html.write_report", lambda run_dir: run_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "settle", interrupted)
+        assert main(again) == 130
+    assert list((tmp_path / row.model / "checkpoints").glob("step-*"))
+    assert not (tmp_path / row.model / "done.json").exists()
+    assert main(again) == 0
+    one, other = (folder / row.model / "model.safetensors" for folder in (tmp_path, row.folder(reproduced)))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_row_that_failed_is_named_and_its_followers_wait(

@@ -119,10 +119,10 @@ def _table(lines: Sequence[Line]) -> Table:
         seconds = line.get("seconds")
         rows.append(
             (
-                f"#{line['row']}",
+                str(line["row"]),
                 line["network"],
                 line["method"],
-                line["initialization"],
+                line["initialization"].replace("#", "row "),
                 line["training_set"],
                 _percent(ours),
                 _percent(reported),
@@ -131,7 +131,7 @@ def _table(lines: Sequence[Line]) -> Table:
                 UNKNOWN if seconds is None else f"{seconds / 3600:.2f}",
             )
         )
-    columns = ("#", "network", "method", "from", "trained on", "ours", "paper, reported", "paper, own", "difference",
+    columns = ("row", "network", "method", "from", "trained on", "ours", "paper, reported", "paper, own", "difference",
                "hours")
     notes = (
         "Accuracy, %, of one run each. Difference: from the paper's own figure, or where it has none from the reported "
