@@ -111,6 +111,12 @@ VERBS: dict[str, Callable[[Config], int]] = {
 
 
 def _two_stages(session: Session) -> None:
+    from twostage.stage1.mine import check_shares
+    from twostage.stage2.methods import check_method
+
+    mining = session.config.mine
+    check_shares(min_score=mining.min_score, min_share=mining.min_share, accept_score=mining.accept_score)
+    check_method(session.config.train)          # now, and not after hours of stage 1
     by_classifiers = session.config.mine.rule == "clean_filter"
     if session.config.train.init == "stage1" or not by_classifiers:
         _pretrain(session)

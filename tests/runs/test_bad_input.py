@@ -67,6 +67,8 @@ def test_a_stage_whose_predecessor_is_missing(digits: Path, tmp_path: Path) -> N
         ("pretrain", {"augment.mean": "[0.1, 0.2]"}, ["augment.mean", "needs 1"]),
         ("pretrain", {"runtime.precision": "fp16"}, ["runtime.precision", "fp16 needs a GPU"]),
         ("pretrain", {"pretrain.optimizer.name": "sdg"}, ["sdg", "sgd"]),
+        ("run", {"train.batch_size": "63"}, ["train.batch_size", "63 is odd"]),
+        ("run", {"mine.min_share": "10"}, ["mine.min_share: 10.0 is not within 0..1"]),
         ("train", {"train.batch_size": "63"}, ["train.batch_size", "63 is odd"]),
         ("train", {"train.ensemble_decay": "1", "train.method": "temporal_ensembling"}, ["train.ensemble_decay", "1"]),
         ("train", {"train.ramp_up": "-1"}, ["train.ramp_up is -1"]),
@@ -76,10 +78,11 @@ def test_a_stage_whose_predecessor_is_missing(digits: Path, tmp_path: Path) -> N
 def test_settings_that_make_no_sense(
     verb: str, settings: dict[str, str], words: list[str], digits: Path, run_dir: Path
 ) -> None:
-    if verb == "pretrain":
-        shutil.rmtree(run_dir / "pretrain")
+    if verb != "train":
+        shutil.rmtree(run_dir)
     names = {name.replace(".", "__"): value for name, value in settings.items()}
     refused(command(verb, digits, run_dir, **names), *words)
+    assert verb == "train" or not (run_dir / "pretrain" / "checkpoints").exists()       # refused before any work
 
 
 @pytest.fixture

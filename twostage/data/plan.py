@@ -98,6 +98,15 @@ def epoch_batches(
     return source.one_pass(epoch, steps * batch_size).reshape(steps, batch_size)
 
 
+def check_halves(batch_size: int) -> None:
+    """Refuses, by InputError, a global batch that cannot be half labeled and half unlabeled."""
+    if batch_size % 2:
+        raise InputError(
+            f"train.batch_size: {batch_size} is odd, but half of a batch is labeled and half unlabeled; "
+            f"choose {batch_size - 1 or 2} or {batch_size + 1}"
+        )
+
+
 def labeled_unlabeled_batches(
     labeled: Indices,
     unlabeled: Indices,
@@ -130,11 +139,7 @@ def labeled_unlabeled_batches(
     Raises:
         InputError: the batch size is odd, or one of the views is empty.
     """
-    if batch_size % 2:
-        raise InputError(
-            f"train.batch_size: {batch_size} is odd, but half of a batch is labeled and half unlabeled; "
-            f"choose {batch_size - 1 or 2} or {batch_size + 1}"
-        )
+    check_halves(batch_size)
     if not len(labeled):
         raise InputError("no sample has a kept label; lower mine.min_score or raise mine.min_share")
     if not len(unlabeled):

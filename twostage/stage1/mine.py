@@ -96,6 +96,13 @@ def mine(
     return "\n".join(lines), results
 
 
+def check_shares(**settings: float) -> None:
+    """Refuses, by InputError, settings of the section `mine` that are not within 0..1; `run` asks before it trains."""
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"mine.{name}: {value} is not within 0..1")
+
+
 def select(
     label: Indices,
     predicted: Indices,
@@ -119,9 +126,7 @@ def select(
     Raises:
         InputError: a setting is not within 0..1, or a score is not a number (names the sample).
     """
-    for name, value in (("min_score", min_score), ("min_share", min_share)):
-        if not 0 <= value <= 1:
-            raise InputError(f"mine.{name}: {value} is not within 0..1")
+    check_shares(min_score=min_score, min_share=min_share)
     _check_scores(score, index, "pretrain")
     consistent = (label == predicted) & (label != NO_LABEL)
     kept: Mask = consistent & (score >= np.float32(min_score))

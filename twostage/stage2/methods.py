@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from twostage.config import TrainConfig
+from twostage.data.plan import check_halves
 from twostage.data.schema import InputError
 from twostage.ensembling import TemporalEnsemble
 from twostage.ramps import linear_ramp_up, sigmoid_ramp_up
@@ -45,6 +46,7 @@ def check_method(config: TrainConfig) -> None:
     Raises:
         InputError: a setting is out of range.
     """
+    check_halves(config.batch_size)
     for name in ("ramp_up", "ramp_down", "consistency_weight"):
         if getattr(config, name) < 0:
             raise InputError(f"train.{name} is {getattr(config, name)}; it must not be negative (0: none)")
