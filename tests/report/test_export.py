@@ -110,10 +110,14 @@ def test_torchvision_takes_the_weights_as_the_card_says(tmp_path: Path, monkeypa
 
 
 def test_config_says_what_was_exported(tmp_path: Path) -> None:
-    run, out = write_run(tmp_path / "run"), tmp_path / "a" / "b"
+    names = ("cat", "a|b", "*c* `d`", "<b>")
+    run, out = write_run(tmp_path / "run", class_names=names), tmp_path / "a" / "b"
+    with (run / "config.yaml").open("a") as file:
+        file.write("runtime: {precision: bf16}\n")
     assert main(["export", str(run), str(out), "--model", "pretrain", "--without", "onnx", "--without", "pt2"]) == 0
     config = json.loads((out / "config.json").read_text())
-    assert config["label_names"] == list(NAMES) and config["made_from"]["model"] == "pretrain"
+    assert config["label_names"] == list(names) and config["precision"] == "bf16"
+    assert config["made_from"]["model"] == "pretrain"
     shape = {"num_classes": 4, "in_channels": 3, "image_size": 16, "output_norm": False}
     assert config["architecture"] == {"name": "mlp", **shape}
     prepared = {"channels": "rgb", "resize": 20, "size": 16, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
@@ -123,7 +127,8 @@ def test_config_says_what_was_exported(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     card = (out / "README.md").read_text()
     assert "50.00 % of 1,234 images" in card and "| two-stage | 60.00 % |" in card and "(this one) | 50.00 %" in card
-    assert str(tmp_path) not in card
+    assert "| a&#124;b | 50.00 % |" in card and "| &#42;c&#42; &#96;d&#96; | 50.00 % |" in card
+    assert "| &lt;b&gt; | – |" in card and str(tmp_path) not in card
 
 
 def test_a_card_of_a_whole_run_tells_how_labels_were_mined(tmp_path: Path, run_dir: Path, hostile_dir: Path) -> None:

@@ -48,9 +48,13 @@ def test_states_and_figures(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
     missing = copied(run_dir, tmp_path / "missing")
     shutil.rmtree(missing / "baseline_cross_entropy")
     grow_old(missing, 3600)
+    more = copied(run_dir, tmp_path / "more")                           # begun, though the configuration has it not
+    (more / "finetune").mkdir()
+    (more / "finetune" / "inputs.json").write_text("{}")
+    grow_old(more, 3600)
     states = listed(capsys, tmp_path)
     assert {name: state["state"] for name, state in states.items()} == {
-        "begun": "unfinished", "missing": "unfinished", "whole": "done",
+        "begun": "unfinished", "missing": "unfinished", "more": "unfinished", "whole": "done",
     }
     assert states["missing"]["missing"] == ["baseline_cross_entropy"]
     assert states["begun"]["missing"] == ["train", "evaluate"] and states["begun"]["test_accuracy"] == {}
@@ -75,7 +79,7 @@ def test_states_and_figures(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
 
     assert main(["runs", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "3 runs: 1 done, 1 running, 1 unfinished" in printed
+    assert "4 runs: 1 done, 1 running, 2 unfinished" in printed
     row = next(line for line in printed.splitlines() if line.startswith(f"{whole} "))
     assert f"{100 * max(accuracies.values()):.2f} % two-stage" in row
     assert f"{mined['kept']:,} of {mined['images']:,}" in row
