@@ -48,7 +48,8 @@ class DataConfig:
     holdout: float | None = None
     """share of `train_split`, class by class, that is kept out of training and used for validation instead"""
     test_split: str = "test"
-    """split for the final figures; nothing is ever chosen by it"""
+    """split for the final figures; nothing is ever chosen by it. A dataset without a split `test` is not tested: then
+    only the validation accuracy is told"""
     clean_split: str = "clean_train"
     """the clean set: a split whose labels are right; read by `mine.rule: clean_filter`, `finetune`, and the baselines
     pseudo_label_clean, bottom_up and label_noise"""

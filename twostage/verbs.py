@@ -250,10 +250,15 @@ def _evaluate(session: Session) -> dict[str, Any]:
     from twostage.baselines import has_output_norm
     from twostage.runtime.evaluation import evaluate
 
-    results = {}
+    results: dict[str, Any] = {}
     for name, title in titles().items():
         folder = session.run_dir / name
-        if (folder / "done.json").exists():
+        if not (folder / "done.json").exists():
+            continue
+        if not len(session.views.test):
+            results[name] = _validated(folder)
+            session.say(f"{title:46s} {100 * results[name]['val_accuracy']:6.2f} % of the validation labels met")
+        else:
             results[name] = evaluate(
                 session,
                 session.run_dir / "evaluate" / name,
@@ -261,7 +266,15 @@ def _evaluate(session: Session) -> dict[str, Any]:
                 output_norm=has_output_norm(name),
             )
             session.say(f"{title:46s} {100 * results[name]['accuracy']:6.2f} % of the test images right")
+    if results and not len(session.views.test):
+        session.say("no test images: the dataset has no split `test`; validation labels may be as noisy as the others")
     return results
+
+
+def _validated(folder: Path) -> dict[str, float]:
+    """The validation accuracy that a model ended with."""
+    results = json.loads((folder / "done.json").read_text())["results"]
+    return {"val_accuracy": results["val_accuracy"]}
 
 
 def _on_main(session: Session, action: Callable[[], None]) -> None:
@@ -291,6 +304,8 @@ def _summarise(config: Config) -> None:
         if figures.exists():
             accuracy = json.loads(figures.read_text())["accuracy"]
             summary["models"][name] = {"title": title, "test_accuracy": accuracy}
+        elif (run_dir / name / "done.json").exists():
+            summary["models"][name] = {"title": title, **_validated(run_dir / name)}
     if (run_dir / "mine" / "done.json").exists():
         summary["seeds"] = json.loads((run_dir / "mine" / "done.json").read_text())["results"]
         print(_seeds_line(summary["seeds"]))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tests.bench.timing import Comparison, alternate
 from twostage.losses import consistency, cross_entropy
 from twostage.models import build_model
 from twostage.stage2.pi_model import pi_losses
-from tests.bench.timing import Comparison, alternate
 
 
 def two_passes(network: nn.Module, a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -36,6 +36,10 @@ def compare() -> list[Comparison]:
             loss(network, a, b, labels).backward()
 
         found.append(
-            alternate(f"Π step, {name}, N={batch}: one pass / two passes", lambda s=step: s(one_pass), lambda s=step: s(two_passes))
+            alternate(
+                f"Π step, {name}, N={batch}: one pass / two passes",
+                lambda s=step: s(one_pass),
+                lambda s=step: s(two_passes),
+            )
         )
     return found

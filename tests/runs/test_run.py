@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,24 @@ def test_running_again_does_nothing(finished: tuple[Path, list[str], str]) -> No
     printed = succeed(arguments)
     assert times() == before
     assert printed.count("already done") >= len(BASELINES) + 2
+
+
+def test_folders_of_classes_and_nothing_else(digits: Path, tmp_path: Path) -> None:
+    """Without test images a run goes through, and says what it could not say."""
+    photos = digits.parent / "images" / "train"
+    prep = [sys.executable, "-m", "data_prep", "build", str(photos), str(tmp_path / "dataset"), "--format", "folder"]
+    succeed([*prep, "--workers", "1"])
+    labels = {"data__labels": "given", "data__clean_labels": "null"}
+    settings = {**labels, "pretrain__epochs": "1", "train__sub_epochs": "1"}
+    printed = succeed(command("run", tmp_path / "dataset", tmp_path / "run", **settings))
+    assert "no test images: the dataset has no split `test`" in printed
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert set(summary["models"]) == {"pretrain", "train"}
+    for name, model in summary["models"].items():
+        results = json.loads((tmp_path / "run" / name / "done.json").read_text())["results"]
+        assert model["val_accuracy"] == results["val_accuracy"] > 0.3
+        assert f"{100 * model['val_accuracy']:6.2f} % of the validation labels met" in printed
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_the_estimated_matrix_is_kept(finished: tuple[Path, list[str], str]) -> None:

@@ -81,12 +81,19 @@ def open_views(dataset: Dataset, config: DataConfig, rng_seed: int) -> Views:
         class_names=given.class_names,
         train=train,
         val=val,
-        test=dataset.split_indices(config.test_split),
+        test=_test_view(dataset, config.test_split),
         labels=labels,
         clean=clean,
         held_out=config.holdout is not None,
         digests=digests,
     )
+
+
+def _test_view(dataset: Dataset, split: str) -> Indices:
+    """Empty for a dataset of one folder per class and nothing else; any other split than `test` was asked for."""
+    if split == "test" and split not in dataset.marker["splits"]:
+        return np.empty(0, dtype=np.int64)
+    return dataset.split_indices(split)
 
 
 @dataclass(frozen=True)
