@@ -8,18 +8,18 @@ from torch import nn
 from tests.bench.timing import Comparison, alternate
 from twostage.losses import consistency, cross_entropy
 from twostage.models import build_model
-from twostage.stage2.pi_model import pi_losses
+from twostage.stage2.pi_model import PiModel
 
 
 def two_passes(network: nn.Module, a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss of `pi_losses` by one forward pass for each input."""
+    """The loss of stage 2 by one forward pass for each input."""
     logits_a, logits_b = network(a), network(b)
     return cross_entropy(logits_a, labels) + consistency(logits_a, logits_b, reduction="sum")
 
 
 def one_pass(network: nn.Module, a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss of `pi_losses` itself."""
-    return sum(pi_losses(network, a, b, labels, reduction="sum"), torch.zeros(()))
+    """The loss of stage 2 itself."""
+    return sum(PiModel("sum").losses(network, (a, b), torch.arange(len(a)), labels), torch.zeros(()))
 
 
 def compare() -> list[Comparison]:
