@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from importlib.metadata import version
 
 from twostage.cli import is_main_process, parse
 from twostage.data.schema import InputError, nearest
 from twostage.verbs import VERBS
+
+# Before torch is loaded: OpenMP's waiting threads spin by default, and where decoding or another program shares the
+# cores, training was up to seven times slower for it (configs/LOG.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Verbs with a command line of their own, as they are about finished runs or about many: module, function.
 OF_FOLDERS = {
