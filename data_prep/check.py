@@ -10,7 +10,7 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -84,8 +84,7 @@ class Encoding:
     """1..100, of JPEG and WebP"""
 
 
-@dataclass(frozen=True)
-class CheckedImage:
+class CheckedImage(NamedTuple):
     """An accepted image."""
 
     data: bytes
@@ -132,13 +131,13 @@ def _check_jpeg_header(data: bytes, limits: Limits) -> CheckedImage | None:
     """The same answer from the marker segments alone, five times as fast; None where Pillow had better look at it."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
-    start = jpeg_start(data)
-    if start.fault or not (start.width and start.height) or (limits.whole and not _has_end(data, start.scan)):
+    fault, scan, width, height, exif = jpeg_start(data)
+    if fault or not width or not height or (limits.whole and not _has_end(data, scan)):
         return None
-    _check_pixels(start.width, start.height, limits)
-    if exif_orientation(start.exif) >= 5:
-        return CheckedImage(data, "jpeg", start.height, start.width)
-    return CheckedImage(data, "jpeg", start.width, start.height)
+    _check_pixels(width, height, limits)
+    if exif is not None and exif_orientation(exif) >= 5:
+        width, height = height, width
+    return CheckedImage(data, "jpeg", width, height)
 
 
 def _has_end(data: bytes, start: int) -> bool:

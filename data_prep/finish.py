@@ -32,7 +32,6 @@ from twostage.data.schema import (
     LabelColumn,
     dataset_marker,
     file_digest,
-    member_name,
     write_aside,
     write_json,
     write_labels,
@@ -68,21 +67,22 @@ def finish_shard(work: Work, place: Place) -> None:
     rows = work.read_rows(place.chunk)
     assert rows is not None, place
     rows = rows.filter(pc.is_null(rows["reason"]))
-    offsets, sizes, formats = (rows[name].to_pylist() for name in ("offset", "size", "format"))
-    names = [member_name(place.first_index + number, image_format) for number, image_format in enumerate(formats)]
+    extensions = pa.array(EXTENSIONS.values()).take(pc.index_in(rows["format"], value_set=pa.array(EXTENSIONS)))
+    indices = pa.array(np.arange(place.first_index, place.first_index + rows.num_rows)).cast(pa.string())
+    names = pc.binary_join_element_wise(pc.utf8_lpad(indices, 9, "0"), extensions, ".")     # schema.member_name
     path, final = work.tar_path(place.chunk), work.shard_path(place.shard)
     final.parent.mkdir(exist_ok=True)
     if path.exists():
         with path.open("r+b", buffering=0) as file:
             if place.first_index != work.chunk_start(place.chunk):
-                for name, offset, size in zip(names, offsets, sizes, strict=True):
+                members = (names.to_pylist(), rows["offset"].to_pylist(), rows["size"].to_pylist())
+                for name, offset, size in zip(*members, strict=True):
                     os.pwrite(file.fileno(), member_header(name.encode(), size), offset - BLOCK)
             os.fsync(file.fileno())
         path.replace(final)
-    lines = [f"v1.2 {len(names)}"]
-    for name, offset, size in zip(names, offsets, sizes, strict=True):
-        lines.append(f"{name.rpartition('.')[2]} {offset} {size} {name}")
-    write_aside(final.with_suffix(".idx"), ("\n".join(lines) + "\n").encode())
+    texts = (rows[name].cast(pa.string()) for name in ("offset", "size"))
+    lines = pc.binary_join_element_wise(extensions, *texts, names, " ").to_pylist()
+    write_aside(final.with_suffix(".idx"), "\n".join([f"v1.2 {len(lines)}", *lines, ""]).encode())
 
 
 def is_whole(work: Work, results: list[ChunkResult]) -> bool:

@@ -14,6 +14,7 @@ _ORIENTATION: Final = 0x0112
 _SEGMENT: Final = struct.Struct(">HH").unpack_from   # marker, length
 _FRAME: Final = struct.Struct(">BHHB").unpack_from   # precision, height, width, number of components
 _USUAL_FRAMES: Final = (0xFFC0, 0xFFC1, 0xFFC2)      # baseline, extended, progressive; all with Huffman codes
+_PASSED_OVER: Final = frozenset((0xFFC4, 0xFFDB, 0xFFDD, 0xFFE0, 0xFFE2, 0xFFED, 0xFFEE, 0xFFFE))    # tables, APPn, COM
 _SHORTS: Final = (_ORIENTATION, 0x0128, 0x0213)
 _RATIONALS: Final = {0x011A: 1, 0x011B: 1, 0x013E: 2, 0x013F: 6, 0x0211: 3, 0x0214: 6}      # tag: how many of them
 _TEXTS: Final = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x8298)
@@ -42,6 +43,9 @@ def jpeg_start(data: bytes) -> JpegStart:
     exif: bytes | None = None
     while position <= end:
         marker, length = _SEGMENT(data, position)
+        if marker in _PASSED_OVER and length >= 2:   # nearly all, so first
+            position += 2 + length
+            continue
         if marker in _USUAL_FRAMES and position <= end - 6 and length >= 2:
             precision, stored_height, stored_width, components = _FRAME(data, position + 4)
             if precision == 8 and components in (1, 3, 4):

@@ -1,7 +1,7 @@
 """Images that lie in files below a root folder: reading them, and never what lies outside of it."""
 
 # File names need not be text, so paths are bytes here, which pathlib does not know:
-# ruff: noqa: PTH112, PTH114, PTH116, PTH118, PTH120
+# ruff: noqa: PTH112, PTH116, PTH118, PTH120
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Final
 
 from data_prep.check import RejectionError
 from data_prep.sources import Stamp
 
-NO_FILE = Stamp(-1, -1)
+NO_FILE: Final = Stamp(-1, -1)
+# O_NONBLOCK: opening a named pipe would wait for somebody to write into it
+FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+MAX_OPEN: Final = 256                   # folders
 # of these, the file itself is the cause; of any other error it is the machine (EIO, ESTALE, EMFILE, ...)
-_OF_THE_FILE = {
+_OF_THE_FILE: Final = {
     errno.ENOENT: "missing",
     errno.ENOTDIR: "missing",
     errno.ENAMETOOLONG: "missing",
@@ -40,32 +44,48 @@ class FileReader:
         self._root = os.fsencode(root.absolute())
         self._real_root = os.path.realpath(self._root)
         self._allow_outside = allow_outside
+        self._flags = FLAGS if allow_outside else FLAGS | os.O_NOFOLLOW
         self._inside: dict[bytes, bool] = {}        # folder -> whether it lies below the root, all links followed
+        self._opened: dict[bytes, int] = {}         # folder, as places spell it -> descriptor
+
+    def __reduce__(self) -> tuple[type[FileReader], tuple[Path, bool]]:
+        """Travels to a worker without what is open."""
+        return FileReader, (Path(os.fsdecode(self._root)), self._allow_outside)
+
+    def __del__(self) -> None:
+        for descriptor in self._opened.values():
+            os.close(descriptor)
 
     def read(self, place: bytes, max_bytes: int) -> tuple[bytes, Stamp]:
         """See `Reader.read`."""
-        path = place if place[:1] == b"/" else self._root + b"/" + place        # as join does, but fast
+        folder, slash, name = place.rpartition(b"/")
         try:
-            descriptor = self._open(path)
+            directory = self._opened.get(folder or slash)
+            if directory is None:
+                directory = self._open_folder(folder or slash)
+            descriptor = os.open(name, self._flags, dir_fd=directory)
         except OSError as error:
-            raise self._explain(error, path) from error
+            if error.errno != errno.ELOOP:
+                raise self._explain(error, place) from error
+            descriptor = self._open_link(place)
         except ValueError as error:                 # a path with a zero byte in it
             raise RejectionError("missing", str(error)) from error
         try:
             found = os.fstat(descriptor)
+            size = found.st_size
             if not stat.S_ISREG(found.st_mode):
                 raise RejectionError("unreadable", "not a regular file")
-            if found.st_size > max_bytes:
-                raise RejectionError("too_large", f"{found.st_size} bytes, the limit is {max_bytes}")
-            data = os.read(descriptor, found.st_size + 1)       # one more than there should be: the end is seen
-            while 0 < len(data) < found.st_size:    # a network file system may return less at a time
-                more = os.read(descriptor, found.st_size - len(data))
+            if size > max_bytes:
+                raise RejectionError("too_large", f"{size} bytes, the limit is {max_bytes}")
+            data = os.read(descriptor, size)
+            while len(data) < size:                 # a network file system may return less at a time
+                more = os.read(descriptor, size - len(data))
                 if not more:
                     break
                 data += more
-            return data, Stamp(found.st_size, found.st_mtime_ns)
+            return data, Stamp(size, found.st_mtime_ns)
         except OSError as error:
-            raise self._explain(error, path) from error
+            raise self._explain(error, place) from error
         finally:
             os.close(descriptor)
 
@@ -90,26 +110,30 @@ class FileReader:
             self._inside[folder] = known
         return known
 
-    def _open(self, path: bytes) -> int:
-        # O_NONBLOCK: opening a named pipe would wait for somebody to write into it
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        if self._allow_outside:
-            return os.open(path, flags)
-        folder = path[: path.rindex(b"/")]
-        if not self._inside.get(folder) and not self.is_inside(folder):
+    def _open_folder(self, folder: bytes) -> int:
+        """A descriptor of a folder, by which its files are opened: shorter than by their whole paths, and safer."""
+        path = os.path.join(self._root, folder)
+        if not self.may_enter(path):
             raise RejectionError("outside", "its folder lies outside of SOURCE")
-        try:
-            return os.open(path, flags | os.O_NOFOLLOW)
-        except OSError as error:
-            if error.errno != errno.ELOOP or not os.path.islink(path):
-                raise
-        target = os.path.realpath(path)
-        if not self.is_inside(os.path.dirname(target)):
-            raise RejectionError("outside", f"a link to {os.fsdecode(target)}")
-        return os.open(target, flags | os.O_NOFOLLOW)
+        if len(self._opened) >= MAX_OPEN:
+            for descriptor in self._opened.values():
+                os.close(descriptor)
+            self._opened.clear()
+        self._opened[folder] = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._opened[folder]
 
-    def _explain(self, error: OSError, path: bytes) -> Exception:
+    def _open_link(self, place: bytes) -> int:
+        target = os.path.realpath(os.path.join(self._root, place))
+        if not self.may_enter(os.path.dirname(target)):
+            raise RejectionError("outside", f"a link to {os.fsdecode(target)}")
+        try:
+            return os.open(target, self._flags)
+        except OSError as error:
+            raise self._explain(error, place) from error
+
+    def _explain(self, error: OSError, place: bytes) -> Exception:
         reason = _OF_THE_FILE.get(error.errno or 0)
         if reason is None or not os.path.isdir(self._root):     # a file system that is gone loses every file
+            path = os.path.join(self._root, place)
             return OSError(error.errno, f"{error.strerror}, reading", os.fsdecode(path))
         return RejectionError(reason, error.strerror or "")

@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.sources import Input, Listing, SplitMap, read_class_names, sort_classes, to_batches
+import pyarrow as pa
+
+from data_prep.sources import INPUTS_SCHEMA, Listing, SplitMap, read_class_names, sort_classes
 from data_prep.sources.files import FileReader
 from twostage.data.schema import NO_LABEL, SPLITS, InputError, nearest
 
@@ -52,8 +54,8 @@ def list_inputs(source: Path, args: argparse.Namespace) -> Listing:
         )
     numbers = {folder: (split, class_names.index(name)) for folder, (split, name) in folders.items()}
     notes = tuple(f"folder {text(name)!r} is the split {SPLITS[split]}" for name, split in splits.items() if name)
-    rows = _rows(root, splits, numbers, reader)
-    return Listing(class_names=class_names, batches=to_batches(rows), reader=reader, notes=notes)
+    batches = _batches(root, splits, numbers, reader)
+    return Listing(class_names=class_names, batches=batches, reader=reader, notes=notes)
 
 
 def text(name: bytes) -> str:
@@ -90,54 +92,64 @@ def _is_folder(entry: os.DirEntry[bytes], reader: FileReader) -> bool:
     return entry.is_dir() and (not entry.is_symlink() or reader.may_enter(entry.path))
 
 
-def _rows(
+def _batches(
     root: bytes, splits: dict[bytes, int], classes: dict[bytes, tuple[int, int]], reader: FileReader
-) -> Iterator[Input]:
+) -> Iterator[pa.RecordBatch]:
     """Every file below the root: those in class folders with their label, the others as rejected."""
     train = SPLITS.index("noisy_train")
     for folder in sorted({b"", *splits, *classes}):
         split, label = classes.get(folder, (splits.get(folder, train), NO_LABEL))
         below = splits.keys() | classes.keys()
-        for path, reason, detail in _files(root, folder, reader, set() if folder in classes else below):
+        for places, reason, detail in _files(root, folder, reader, set() if folder in classes else below):
             if reason is None and folder not in classes:
                 reason, detail = "no_class", "not in a class folder"
-            yield Input(text(path), path, split, label, reason, detail)
+            yield _batch(places, split, label, reason, detail)
+
+
+def _batch(places: list[bytes], split: int, label: int, reason: str | None, detail: str | None) -> pa.RecordBatch:
+    """Files that have all in common but their names; whole columns at once, as there may be millions of them."""
+    try:
+        keys = b"\0".join(places).decode().split("\0")          # the one byte that no file name has
+    except UnicodeDecodeError:
+        keys = [text(place) for place in places]
+    same = [pa.repeat(pa.scalar(v, f.type), len(places))
+            for v, f in zip((split, label, reason, detail), list(INPUTS_SCHEMA)[2:], strict=True)]
+    return pa.record_batch([pa.array(keys), pa.array(places, pa.binary()), *same], schema=INPUTS_SCHEMA)
 
 
 def _files(
     root: bytes, folder: bytes, reader: FileReader, leave_out: set[bytes]
-) -> Iterator[tuple[bytes, str | None, str | None]]:
-    """Paths relative to the root of all files below a folder, in order, and why one is not worth reading."""
+) -> Iterator[tuple[list[bytes], str | None, str | None]]:
+    """Paths relative to the root of all files below a folder, in order, and why some are not worth reading."""
     stack = [(folder, frozenset[bytes]())]
     while stack:
         path, above = stack.pop()
         real = os.path.realpath(root + b"/" + path)
         if real in above:
-            yield path, "unreadable", "a link to a folder that this one lies in"
+            yield [path], "unreadable", "a link to a folder that this one lies in"
             continue
+        files, folders = [], []
         try:
             with os.scandir(real) as entries:
-                found = sorted((entry.name, _kind(entry, reader)) for entry in entries)
+                for entry in entries:               # not a folder: a file, or a link to one, or nowhere; reading tells
+                    if entry.is_dir():
+                        folders.append((entry.name, _is_folder(entry, reader)))
+                    else:
+                        files.append(entry.name)
         except PermissionError as error:
-            yield path, "unreadable", f"a folder: {error.strerror}"
+            yield [path], "unreadable", f"a folder: {error.strerror}"
             continue
+        prefix = path + b"/" if path else b""
+        if files:
+            yield [prefix + name for name in sorted(files)], None, None
         deeper = []
-        for name, kind in found:
-            child = _join(path, name)
-            if kind == "outside":
-                yield child, "outside", "a link to a folder outside of SOURCE"
-            elif kind == "file":
-                yield child, None, None
-            elif child not in leave_out:
-                deeper.append((child, above | {real}))
+        for name, may_enter in sorted(folders):
+            if not may_enter:
+                yield [prefix + name], "outside", "a link to a folder outside of SOURCE"
+            elif prefix + name not in leave_out:
+                deeper.append((prefix + name, above | {real}))
         stack += reversed(deeper)
 
 
 def _join(folder: bytes, name: bytes) -> bytes:
     return folder + b"/" + name if folder else name
-
-
-def _kind(entry: os.DirEntry[bytes], reader: FileReader) -> str:
-    if not entry.is_dir():
-        return "file"                   # or a link to one, or a broken link: reading it tells
-    return "folder" if _is_folder(entry, reader) else "outside"
