@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check",
         choices=("full", "header"),
         default="full",
-        help="decode every image, or only read its header, which is ten times faster and misses damaged pixels, one of "
+        help="decode every image, or only read its header, which is eight times faster and misses damaged pixels, one of "
         "which can end a training run (%(default)s)",
     )
     group.add_argument("--max-bytes", type=int, default=MAX_BYTES, metavar="N", help="of an image file (%(default)s)")

@@ -191,7 +191,7 @@ def _encode(image: Image.Image, data: bytes, encoding: Encoding) -> CheckedImage
     turn = _TRANSPOSE.get(exif_orientation(image.info.get("exif")))
     plain = _eight_bits(image)
     if plain.size != size:
-        plain = plain.resize(size, Image.Resampling.LANCZOS)
+        plain = plain.resize(size, Image.Resampling.BICUBIC)
     if turn is not None:
         plain = plain.transpose(turn)
     plain.info.clear()                   # else EXIF, ICC profile and comments would be written again
