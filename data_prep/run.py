@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sys
 import time
@@ -168,10 +169,11 @@ def _with_progress(
 def _no_space(error: OSError, work: Work, results: dict[int, ChunkResult]) -> OSError:
     """Says how much is missing, as far as that can be told."""
     free = shutil.disk_usage(work.out).free
-    text = f"{error.strerror}; {free} bytes are free"
+    text = f"{os.strerror(error.errno or errno.ENOSPC)}; {free} bytes are free"
     if results:
         written = sum(result.num_bytes for result in results.values())
         needed = written * work.num_chunks // len(results) - written
         text += f", about {needed} bytes are needed for the {work.num_chunks - len(results)} shards to come"
     text += ". Make space and run the same command again: what is written is kept"
-    return OSError(error.errno, text, error.filename)
+    # Arrow's errors name no file, and their text is Arrow's own
+    return OSError(error.errno, text, error.filename or str(work.out))
