@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check",
         choices=("full", "header"),
         default="full",
-        help="decode every image, or only read its header, which is eight times faster and misses damaged pixels, one "
-        "of which can end a training run (%(default)s)",
+        help="decode every image, or only read its header: eight times faster, but damaged pixels pass, and one such "
+        "image can end a training run (%(default)s)",
     )
     group.add_argument("--max-bytes", type=int, default=MAX_BYTES, metavar="N", help="of an image file (%(default)s)")
     group.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="of an image (%(default)s)")

@@ -92,16 +92,20 @@ def png_fault(data: bytes) -> str:
 
 
 def webp_fault(data: bytes) -> str:
-    """Says that a WebP file promises EXIF and has none, which Pillow does not mind, or ""."""
-    if data[12:16] != b"VP8X" or not data[20] & 0x08:
+    """Says where an extended WebP file's header and chunks contradict each other, which Pillow does not mind, or ""."""
+    if data[12:16] != b"VP8X":
         return ""
+    kinds = set()
     position = 12
     while position + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, position)
-        if kind == b"EXIF":
-            return ""
+        kinds.add(kind)
         position += 8 + length + length % 2
-    return "no EXIF chunk, but its header says there is one"
+    if data[20] & 0x08 and b"EXIF" not in kinds:
+        return "no EXIF chunk, but its header says there is one"
+    if not data[20] & 0x10 and b"ALPH" in kinds:
+        return "an ALPH chunk, but its header says there is none"
+    return ""
 
 
 def is_cut(data: bytes) -> bool:

@@ -261,6 +261,7 @@ def test_webp_that_promises_exif(dali: Decoder) -> None:
     assert data[12:16] == b"VP8X" and check_image(data, LIMITS).width == 24
     promising = data[:20] + bytes([data[20] | 8]) + data[21:]
     assert reason(promising) == "damaged" and isinstance(dali.shapes([promising])[0], str)
+    assert reason(data[:20] + bytes([data[20] & ~0x10]) + data[21:]) == "damaged"
     kept = encoded(Image.fromarray(pixels(1, channels=4)), "WEBP", exif=with_orientation(8))
     assert kept[20] & 8 and (check_image(kept, LIMITS).width, dali.shapes([kept])) == (16, [(24, 16, 3)])
 
