@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -26,11 +27,19 @@ def read_plain_pickle(data: bytes) -> Any:
         RefusedPickleError: it names anything else than arrays of numbers, or cannot be read.
     """
     try:
+        _check_promises(data)
         return _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
     except RefusedPickleError:
         raise
     except Exception as error:      # a damaged stream can raise nearly anything
         raise RefusedPickleError(f"damaged: {type(error).__name__}: {error}") from error
+
+
+def _check_promises(data: bytes) -> None:
+    """Refuses what the unpickler would make room for before it looks: five bytes can ask for 64 GB of memo."""
+    for opcode, argument, _ in pickletools.genops(data):    # itself refuses lengths beyond the end
+        if opcode.name in ("PUT", "LONG_BINPUT") and not 0 <= int(argument or 0) < len(data):
+            raise RefusedPickleError(f"damaged: memo entry {argument} in {len(data)} bytes")
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import pickle
+import resource
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,14 @@ def test_damaged_pickles_are_refused_or_read_but_never_crash(data: st.DataObject
         stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(RefusedPickleError):
         read_plain_pickle(bytes(stream))
+
+
+@pytest.mark.parametrize("stream", [b"\x80\x02]r\xff\xff\xff\xf0.", b"]p4294967280\n.", b"\x80\x04B\xff\xff\xff\xf0."])
+def test_no_room_is_made_for_empty_promises(stream: bytes) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RefusedPickleError, match="damaged"):
+        read_plain_pickle(stream)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000      # KiB
 
 
 def pickled(**content: Any) -> bytes:
