@@ -72,3 +72,14 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "weight of the consistency loss" in text and "every random number of the run follows" in text
+
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_configuration_file_is_legal(path: Path) -> None:
+    config = parse("run", "", ["--config", str(path), *REQUIRED])
+    assert config.run.dir == Path("r")
+    command = path.read_text().split("run:", 1)[0]
+    assert command.startswith("#") and ("python -m" in command or "make" in command), "its head should say its use"
