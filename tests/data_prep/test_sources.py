@@ -157,13 +157,13 @@ def test_no_path_reads_what_lies_outside(
 ) -> None:
     base = tmp_path_factory.getbasetemp() / "border"
     if not base.exists():
-        touch(base, "root/a.txt", "root/in/dir/b.txt", "out/secret.txt")
-        (base / "root/link").symlink_to(base / "out")
-        (base / "root/in/link").symlink_to("../../out/secret.txt")
+        touch(base, "top/a.txt", "top/in/dir/b.txt", "out/secret.txt")
+        (base / "top/link").symlink_to(base / "out")
+        (base / "top/in/link").symlink_to("../../out/secret.txt")
     place = "/".join(parts)
-    place = f"{base}/root/{place}" if absolute else place
-    result = read(FileReader(base / "root", allow_outside=False), place.encode())
-    assert result in (b"root/a.txt", b"root/in/dir/b.txt", "outside", "missing", "unreadable")
+    place = f"{base}/top/{place}" if absolute else place
+    result = read(FileReader(base / "top", allow_outside=False), place.encode())
+    assert result in (b"top/a.txt", b"top/in/dir/b.txt", "outside", "missing", "unreadable")
 
 
 def test_what_cannot_be_read_is_rejected_and_a_lost_source_is_not(tmp_path: Path) -> None:
