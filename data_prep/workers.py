@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 Result = TypeVar("Result")
+PR_SET_PDEATHSIG: Final = 1
 WAITING: Final = 2          # jobs for each worker that are made and not yet done
 
 
@@ -76,7 +79,9 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _start(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if sys.platform == "linux":     # at once: a worker that outlives its parent would write beside the next run's
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()      # elsewhere; or the parent has ended already
     if initializer is not None:
         initializer(*initargs)
 
