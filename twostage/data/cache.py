@@ -56,7 +56,7 @@ class CachedImages:
             decode: gives (indices, uint8 (b, height, width, channels) on the device) for indices, in any order.
             close_source: ends what `decode` draws from; called once nothing is left to decode, and by `close`.
         """
-        self._shape = (num_samples, NUM_CHANNELS[augment.channels], height, width)
+        self._shape = (num_samples, height, width, NUM_CHANNELS[augment.channels])
         self._augment = augment
         self._whole = (height, width) == (augment.size, augment.size)
         self._still = not (augment.flip or augment.shift) and (self._whole or augment.crop == "center")
@@ -96,7 +96,7 @@ class CachedImages:
         for step in range(first_step, len(plan)):
             with self._meter.waiting():
                 index = torch.from_numpy(np.ascontiguousarray(plan[step])).to(self._device, non_blocking=True)
-                stored = table.index_select(0, index)
+                stored = table.index_select(0, index).permute(0, 3, 1, 2)     # channels-last without a copy
                 # Where nothing can come of them, draws are not made: for a tiny network they are a tenth of a step.
                 views = draws(step) if draws is not None and not self._still else (None,) * num_views
                 assert len(views) == num_views
@@ -115,8 +115,7 @@ class CachedImages:
             height, width = stored.shape[2:]
             top, left, mirror = window(np.full(len(stored), height), np.full(len(stored), width), draws, self._augment)
             pixels = mirrored(cut(stored, top, left, self._augment.size), mirror)
-        layout = torch.channels_last if self._device.type == "cuda" else torch.contiguous_format
-        images = pixels.to(torch.float32, memory_format=layout)
+        images = pixels.to(torch.float32, memory_format=torch.channels_last)
         images = images.sub_(self._mean).mul_(self._inverse_std)
         return images.half() if self._half else images
 
@@ -130,7 +129,7 @@ class CachedImages:
         if len(missing):
             for index, images in shown(self._decode(missing), len(missing)):
                 rows = torch.from_numpy(index).to(self._device)
-                self._table[rows] = images.permute(0, 3, 1, 2)
+                self._table[rows] = images
                 self._present[index] = True
             if self._present.all():
                 self._close_source()
@@ -142,7 +141,7 @@ class CachedImages:
         except RuntimeError as error:
             raise InputError(
                 f"loader.cache: no {np.prod(self._shape) / 2**30:.1f} GiB on {self._device} for {self._shape[0]} "
-                f"images of {self._shape[2]} × {self._shape[3]} pixels; set loader.cache to never"
+                f"images of {self._shape[1]} × {self._shape[2]} pixels; set loader.cache to never"
             ) from error
 
 
@@ -151,8 +150,7 @@ def scale_tensors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`pixel_scale` on the device; the mean image, (1, channels, size, size), in the memory order of batches."""
     mean, inverse_std = (torch.from_numpy(values)[None].to(device) for values in pixel_scale(augment, mean_image))
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    return mean.contiguous(memory_format=layout), inverse_std
+    return mean.contiguous(memory_format=torch.channels_last), inverse_std
 
 
 def cut(images: torch.Tensor, top: Ints, left: Ints, size: int) -> torch.Tensor:

