@@ -1,25 +1,59 @@
-"""`make bench`: runs every comparison and prints a table of ratios."""
+"""`make bench`: runs every comparison, prints its tables, and writes them to a JSON and a Markdown file."""
 
 from __future__ import annotations
 
-import platform
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
 
-import torch
+from tests.bench import loading, mining, peer, pi_forward, planning, tables
+from tests.bench.contest import Contest, Scale
 
-from tests.bench import loading, pi_forward, planning
+Compare: TypeAlias = Callable[[Scale, Path], Iterator[Contest]]
+COMPARISONS: dict[str, Compare] = {
+    "plan": planning.compare,
+    "loader": loading.compare,
+    "mining": mining.compare,
+    "pi-forward": pi_forward.compare,
+}
+ROUNDS = {False: 3, True: 7}
 
 
 def main() -> None:
-    """Prints a Markdown table."""
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| comparison | ours | theirs | ratio of times |\n|---|---|---|---|")
-    for module in (planning, loading, pi_forward):
-        for comparison in module.compare():
-            print(
-                f"| {comparison.title} | {1000 * comparison.ours:.2f} ms | {1000 * comparison.theirs:.2f} ms "
-                f"| {comparison.ratio:.2f} |",
-                flush=True,
-            )
+    """Parses the arguments and runs."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(COMPARISONS), metavar="NAME", help=", ".join(COMPARISONS))
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--quick", action="store_true", help="under 10 minutes on 2 cores (the default)")
+    group.add_argument("--full", action="store_true", help="larger inputs and more rounds; about an hour")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the results (%(default)s)")
+    parser.add_argument("--work", type=Path, help="folder for inputs, on the disk to be measured (a temporary one)")
+    parser.add_argument("--install", action="store_true", help="first install the peers that do not fit our pins")
+    args = parser.parse_args()
+    if args.install:
+        peer.install()
+    run(args.only or list(COMPARISONS), Scale(args.full, ROUNDS[args.full]), args.out, args.work)
+
+
+def run(names: list[str], scale: Scale, out: Path, work: Path | None = None) -> dict[str, list[Contest]]:
+    """Runs some comparisons; the results are written after each contest."""
+    facts = tables.surroundings()
+    results: dict[str, list[Contest]] = {}
+    for name in names:
+        started = time.monotonic()
+        print(f"\n## {name}", flush=True)
+        results[name] = []
+        with tempfile.TemporaryDirectory(dir=work, prefix="twostage-bench-") as folder:
+            for contest in COMPARISONS[name](scale, Path(folder)):
+                print("\n" + "\n".join(tables.contest_lines(contest)), flush=True)
+                results[name].append(contest)
+                tables.write(out, facts, results)
+        print(f"\n{name}: {time.monotonic() - started:.0f} s", flush=True)
+    print(f"\n{out / 'results.md'}, {out / 'results.json'}", flush=True)
+    return results
 
 
 if __name__ == "__main__":

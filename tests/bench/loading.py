@@ -16,7 +16,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 from torch.utils.dlpack import from_dlpack
 
-from tests.bench.timing import Comparison, alternate
+from tests.bench.contest import Contest, Scale, Target, alternate
 from tests.data.images import encoded, write_images
 from twostage.config import AugmentConfig, LoaderConfig
 from twostage.data import plan
@@ -27,19 +27,21 @@ NUM, SIZE, BATCH, THREADS, AHEAD = 1024, 256, 64, 2, 4
 AUGMENT = AugmentConfig(resize=None, size=224)
 
 
-def compare() -> list[Comparison]:
-    """Seconds per pass over 1,024 JPEGs of 256 × 256 pixels."""
+def compare(scale: Scale, folder: Path) -> Iterator[Contest]:
+    """Passes over 1,024 JPEGs of 256 × 256 pixels."""
     with dataset() as images:
         options = LoaderConfig(cache="never", decode_threads=THREADS, prefetch=AHEAD)
         loader = StreamedImages(images, AUGMENT, options, torch.device("cpu"))
         theirs = dali_reader(images)
-        found = alternate(
-            "1,024 JPEGs of 256 px, random crop and flip: our reader / DALI's webdataset reader",
-            lambda: ours_pass(loader),
-            lambda: their_pass(theirs),
+        yield alternate(
+            "1,024 JPEGs of 256 px, random crop and flip",
+            unit="images/s",
+            amount=NUM,
+            sides={"ours": lambda: ours_pass(loader), "DALI's webdataset reader": lambda: their_pass(theirs)},
+            rounds=scale.rounds,
+            targets=[Target("≥ 0.95 × DALI's reader", against=("DALI's webdataset reader",), at_least=0.95)],
         )
         loader.close()
-    return [found]
 
 
 @contextmanager

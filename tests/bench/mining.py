@@ -1,7 +1,6 @@
 """Mining a million samples of 14 classes: seconds, and the most memory that the process held.
 
-    python -m tests.bench.mining            writes a ranking of 64 parts to a temporary folder, mines it in a process
-                                            of its own, and prints one line
+A ranking of 64 parts in a temporary folder, mined in a process of its own.
 """
 
 from __future__ import annotations
@@ -10,12 +9,15 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests.bench.contest import Contest, Scale, Target
 
 NUM_SAMPLES, NUM_CLASSES, NUM_PARTS = 1_000_000, 14, 64
 MEASURED = """
@@ -35,6 +37,21 @@ for _ in range(5):
 mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"first": seconds[0], "best": min(seconds), "cpu": min(busy), "mib": mib, "kept": results["kept"]}))
 """
+
+
+def compare(scale: Scale, folder: Path) -> Iterator[Contest]:
+    """Our mining of a million samples."""
+    found = measure()
+    yield Contest(
+        "mining 1 M samples of 14 classes",
+        "samples/s",
+        {"ours": [NUM_SAMPLES / found["best"]]},
+        mib={"ours": found["mib"]},
+        targets=(
+            Target("under 1 s", at_least=NUM_SAMPLES),
+            Target("within 500 MiB", of="mib", at_most=500),
+        ),
+    )
 
 
 def measure(num_samples: int = NUM_SAMPLES) -> dict[str, Any]:
@@ -67,12 +84,3 @@ def _write(folder: Path, num_samples: int) -> None:
             }
         )
         pq.write_table(table, folder / "rank" / f"part-{number:05d}-of-{NUM_PARTS:05d}.parquet", compression="zstd")
-
-
-if __name__ == "__main__":
-    figures = measure()
-    print(
-        f"mine: {NUM_SAMPLES:,} samples, {NUM_CLASSES} classes, {NUM_PARTS} parts: {figures['first']:.2f} s, "
-        f"best of five {figures['best']:.2f} s ({figures['cpu']:.2f} s of processor time); {figures['mib']:.0f} MiB; "
-        f"{figures['kept']:,} labels kept"
-    )

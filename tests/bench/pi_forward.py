@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from tests.bench.timing import Comparison, alternate
+from tests.bench.contest import Contest, Scale, alternate
 from twostage.losses import consistency, cross_entropy
 from twostage.models import build_model
 from twostage.stage2.pi_model import PiModel
@@ -22,9 +26,8 @@ def one_pass(network: nn.Module, a: torch.Tensor, b: torch.Tensor, labels: torch
     return sum(PiModel("sum").losses(network, (a, b), torch.arange(len(a)), labels), torch.zeros(()))
 
 
-def compare() -> list[Comparison]:
-    """Seconds per step, forward and backward, for two networks of the paper."""
-    found = []
+def compare(scale: Scale, folder: Path) -> Iterator[Contest]:
+    """Steps, forward and backward, of two networks of the paper."""
     for name, channels, size, batch in (("mlp", 1, 28, 256), ("resnet14", 3, 32, 128)):
         network = build_model(name, num_classes=10, in_channels=channels, image_size=size, dropout=0.2)
         a, b = torch.randn(2, batch, channels, size, size)
@@ -35,11 +38,10 @@ def compare() -> list[Comparison]:
             network.zero_grad()
             loss(network, a, b, labels).backward()
 
-        found.append(
-            alternate(
-                f"Π step, {name}, N={batch}: one pass / two passes",
-                lambda s=step: s(one_pass),
-                lambda s=step: s(two_passes),
-            )
+        yield alternate(
+            f"Π step of the {name}, N = {batch}",
+            unit="images/s",
+            amount=batch,
+            sides={"one pass over 2N": partial(step, one_pass), "two passes over N": partial(step, two_passes)},
+            rounds=scale.rounds,
         )
-    return found
