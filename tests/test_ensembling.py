@@ -126,9 +126,9 @@ def test_nothing_recorded_or_read_is_part_of_a_graph_or_of_the_table() -> None:
     assert ensemble.targets(EVERYTHING)[0].sum() > 0
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("bad", [0.5, -1.0])
 @pytest.mark.parametrize("classes", [6, 7])
-def test_a_diverged_network_is_told_and_leaves_the_table_as_it_was(bad: float, classes: int) -> None:
+def test_what_are_no_probabilities_is_told_and_leaves_the_table_as_it_was(bad: float, classes: int) -> None:
     ensemble = TemporalEnsemble(3, classes)
     good = torch.full((3, classes), 1 / classes)
     ensemble.record(torch.arange(3), good)
@@ -139,6 +139,20 @@ def test_a_diverged_network_is_told_and_leaves_the_table_as_it_was(bad: float, c
     with pytest.raises(ValueError, match=r"1 samples, the first being sample 1.*diverged"):
         ensemble.end_epoch()
     assert torch.equal(ensemble.targets(torch.arange(3))[0], before)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_predictions_of_a_step_that_is_not_taken_are_left_out(bad: float) -> None:
+    ensemble = TemporalEnsemble(3, 4)
+    good = torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 3)
+    ensemble.record(torch.arange(3), good)
+    spoiled = torch.full((2, 4), 0.25)
+    spoiled[0, 3] = bad
+    ensemble.record(torch.tensor([1, 2]), spoiled)
+    ensemble.end_epoch()
+    targets, weights = ensemble.targets(torch.arange(3))
+    assert torch.allclose(targets[:2], good[:2]) and torch.allclose(targets[2], (good[2] + 0.25) / 2)
+    assert weights.tolist() == [1, 1, 1]
 
 
 def shares_of(visits: Visits, rank: int, world_size: int) -> Visits:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from twostage.cli import is_main_process, parse
 from twostage.data.schema import InputError, nearest
+from twostage.runtime import preemption, status
 from twostage.verbs import VERBS
 
 # Before torch is loaded: OpenMP's waiting threads spin by default, and where decoding or another program shares the
@@ -52,7 +53,8 @@ These take run folders instead; see `twostage VERB --help`:
   runs        what ran, how far it is, its best figures: twostage runs DIR [DIR ...]
   reproduce   a table of the paper: many runs, ours beside its figures
 
-A verb does only what is missing in the run folder, so it is safe to run again after anything.
+A verb does only what is missing in the run folder, so it is safe to run again after anything. On SIGTERM or SIGUSR2
+it saves, says so in status.json in the run folder, and leaves with exit code 0.
 
 examples:
   twostage run --config configs/mnist/asymmetric-0.6-pi.yaml --data.dataset mnist --run.dir runs/first
@@ -60,8 +62,8 @@ examples:
   twostage run --config FILE --print_config the resolved configuration
   accelerate launch --config_file launch/accelerate/cpu-2.yaml -m twostage run --config FILE
 
-exit codes: 0 done; 1 the machine failed (no space, ...); 2 wrong input; 3 predict: some files could not be read;
-130 interrupted
+exit codes: 0 done, or asked to stop and saved; 1 the machine failed (no space, ...); 2 wrong input; 3 predict: some
+files could not be read; 130 interrupted
 """
 
 
@@ -83,7 +85,14 @@ def main(arguments: list[str] | None = None) -> int:
         if verb not in VERBS:
             raise InputError(f"unknown verb {verb!r}; {nearest(verb, [*VERBS, *OF_FOLDERS])}")
         function = VERBS[verb]
-        return function(parse(verb, str(function.__doc__), arguments[1:]))
+        with preemption.listening():
+            config = parse(verb, str(function.__doc__), arguments[1:])
+            with status.reported(config.run.dir, verb):
+                return function(config)
+    except preemption.Preempted as stop:
+        if is_main_process():
+            print(stop, flush=True)
+        return 0
     except InputError as error:
         if is_main_process() or "rank" in str(error):
             print(f"error: {error}", file=sys.stderr)

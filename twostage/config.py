@@ -288,6 +288,9 @@ class RuntimeConfig:
     """older ones are removed after a newer one is complete"""
     log_steps: int = 50
     """steps between two lines of metrics"""
+    max_skipped_steps: int = 10
+    """how many steps of one (sub-)epoch may be skipped because the loss of some process is not finite; one more ends
+    the run"""
 
 
 @dataclass(frozen=True, kw_only=True)

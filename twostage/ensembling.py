@@ -72,10 +72,12 @@ class TemporalEnsemble:
 
         Args:
             index: (b,) int64 sample indices; a sample may occur more than once, here and in later calls.
-            probs: (b, num_classes) probabilities, any floating dtype.
+            probs: (b, num_classes) probabilities, any floating dtype. Rows that are not finite are left out: the loss
+                of such a step is not finite either, and it is not taken.
         """
-        self._sums.index_add_(0, index, (probs.float() * _ONE).round().long())
-        self._visits.index_add_(0, index, torch.ones_like(index))
+        finite = probs.isfinite().all(dim=1, keepdim=True)
+        self._sums.index_add_(0, index, (torch.where(finite, probs, 0).float() * _ONE).round().long())
+        self._visits.index_add_(0, index, finite.flatten().long())
 
     @torch.no_grad()
     def end_epoch(self, sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -86,12 +88,12 @@ class TemporalEnsemble:
                 process must call this, and has the same table afterwards.
 
         Raises:
-            ValueError: what was recorded are not probabilities (NaN, for one). The table is as it was.
+            ValueError: what was recorded are not probabilities. The table is as it was.
         """
         sums, visits = self._merged(sum_over_processes)
         means = sums.double() / (visits.clamp(min=1)[:, None] * float(_ONE))
         visited = visits > 0
-        # 0.05: probabilities in bfloat16 sum to 1 within a per cent. NaN becomes an integer, whose sum is far from 1.
+        # 0.05: probabilities in bfloat16 sum to 1 within a per cent
         wrong = visited & ((means.sum(dim=1) - 1).abs() > 0.05)
         if bool(wrong.any()):
             raise ValueError(

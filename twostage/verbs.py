@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def pretrain(config: Config) -> int:
     """Stage 1, first step: train on the noisy labels."""
-    session = _open(config)
+    session = _open(config, "pretrain")
     _pretrain(session)
     session.say(f"pretrain: weights in {config.run.dir / 'pretrain' / 'model.safetensors'}; next: `twostage rank`")
     return 0
@@ -32,7 +32,7 @@ def pretrain(config: Config) -> int:
 
 def clean_filter(config: Config) -> int:
     """Stage 1 with a clean set: train a classifier per class, for `mine.rule: clean_filter`."""
-    session = _open(config)
+    session = _open(config, "clean_filter")
     _clean_filter(session)
     session.say(f"clean_filter: weights in {config.run.dir / 'clean_filter'}; next: `twostage rank`")
     return 0
@@ -40,7 +40,7 @@ def clean_filter(config: Config) -> int:
 
 def rank(config: Config) -> int:
     """Stage 1, second step: score every sample."""
-    session = _open(config)
+    session = _open(config, "rank")
     _rank(session)
     session.say(f"rank: scores in {config.run.dir / 'rank'}; next: `twostage mine`")
     return 0
@@ -56,7 +56,7 @@ def mine(config: Config) -> int:
 
 def train(config: Config) -> int:
     """Stage 2: train on with all images and the kept labels."""
-    session = _open(config)
+    session = _open(config, "train")
     _train(session)
     session.say(f"train: weights in {config.run.dir / 'train' / 'model.safetensors'}; next: `twostage evaluate`")
     return 0
@@ -64,7 +64,7 @@ def train(config: Config) -> int:
 
 def finetune(config: Config) -> int:
     """At the end: fine-tune on the clean set."""
-    session = _open(config)
+    session = _open(config, "finetune")
     _finetune(session)
     session.say(f"finetune: weights in {config.run.dir / 'finetune' / 'model.safetensors'}; next: `twostage evaluate`")
     return 0
@@ -74,7 +74,7 @@ def baselines(config: Config) -> int:
     """Train what `run.baselines` names, for comparison; stage 1 is done where they go on from it."""
     if not config.run.baselines:
         raise InputError("run.baselines names nothing to train")
-    session = _open(config)
+    session = _open(config, "baselines")
     _baselines(session)
     session.say(f"baselines: in {config.run.dir / 'baseline_*'}; next: `twostage evaluate`")
     return 0
@@ -82,7 +82,7 @@ def baselines(config: Config) -> int:
 
 def evaluate(config: Config) -> int:
     """Test every trained model of the run."""
-    session = _open(config)
+    session = _open(config, "evaluate")
     if not _evaluate(session):
         raise InputError(f"{config.run.dir} holds no trained model: run `twostage pretrain` or `twostage run` first")
     return 0
@@ -92,7 +92,7 @@ def run(config: Config) -> int:
     """The whole method: pretrain, rank, mine, train, evaluate; then the report."""
     if not (config.run.two_stage or config.run.baselines or config.run.finetune):
         raise InputError("nothing to run: run.two_stage and run.finetune are false, and run.baselines names nothing")
-    session = _open(config)
+    session = _open(config, "run")
     if config.run.two_stage:
         _two_stages(session)
     _baselines(session)
@@ -127,7 +127,8 @@ def _two_stages(session: Session) -> None:
     _train(session)
 
 
-def _open(config: Config) -> Session:
+def _open(config: Config, verb: str) -> Session:
+    from twostage.runtime import status
     from twostage.runtime.session import open_session
     from twostage.runtime.stage import environment
 
@@ -135,6 +136,7 @@ def _open(config: Config) -> Session:
     if session.world.is_main:
         _write_config(config)
         write_json(config.run.dir / "environment.json", environment())
+        status.write(config.run.dir, "running", verb)
     session.say(
         f"{config.run.dir}: {session.world.size} process(es) on {session.world.device}, images by {session.loader.kind}"
     )
@@ -249,12 +251,14 @@ def _baselines(session: Session) -> None:
 def _evaluate(session: Session) -> dict[str, Any]:
     from twostage.baselines import has_output_norm
     from twostage.runtime.evaluation import evaluate
+    from twostage.runtime.preemption import leave_if_asked
 
     results: dict[str, Any] = {}
     for name, title in titles().items():
         folder = session.run_dir / name
         if not (folder / "done.json").exists():
             continue
+        leave_if_asked(folder, None, session.world)
         if not len(session.views.test):
             results[name] = _validated(folder)
             session.say(f"{title:46s} {100 * results[name]['val_accuracy']:6.2f} % of the validation labels met")

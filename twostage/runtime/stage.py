@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.data.schema import InputError, write_json
+from twostage.runtime import preemption
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -56,6 +57,7 @@ def begin(folder: Path, inputs: dict[str, Any], world: World | None = None) -> N
 
     Raises:
         InputError: it was begun with other inputs, a changed dataset say; lists each that differs.
+        Preempted: with a world, and asked to stop before the stage computed anything.
     """
     recorded = read_inputs(folder / "inputs.json")
     if recorded is not None:
@@ -64,7 +66,10 @@ def begin(folder: Path, inputs: dict[str, Any], world: World | None = None) -> N
     if recorded is None and (world is None or world.is_main):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "inputs.json", {"inputs": inputs})
+    if world is None:
+        return
     _wait(world)
+    preemption.leave_if_asked(folder, None, world)
 
 
 def finish(folder: Path, inputs: dict[str, Any], results: dict[str, Any], world: World | None = None) -> None:

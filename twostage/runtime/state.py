@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,10 @@ import torch
 from torch import nn
 
 from twostage.config import PlateauConfig, RuntimeConfig
+from twostage.data.schema import InputError
 from twostage.ensembling import TemporalEnsemble
 from twostage.runtime import checkpoint
+from twostage.runtime.descent import RunningStatistics
 from twostage.runtime.ema import WeightAverage
 from twostage.runtime.optimizers import Plateau
 from twostage.runtime.world import World, all_reduce_sum, average_batchnorm
@@ -22,6 +25,8 @@ class Meter:
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
+        self.skipped = 0
+        """steps of this epoch that were not taken; the same on all ranks"""
         self.sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
 
     def add(self, *values: torch.Tensor) -> None:
@@ -32,7 +37,8 @@ class Meter:
         """Means over the steps and all ranks since the last call, which begins anew."""
         *sums, count = all_reduce_sum(self.sums, world).tolist()
         self.sums = torch.zeros_like(self.sums)
-        return {name: total / count for name, total in zip(self.names, sums, strict=True)} if count else {}
+        means = {name: total / count for name, total in zip(self.names, sums, strict=True)} if count else {}
+        return {**means, "train/skipped_steps": self.skipped} if self.skipped else means
 
 
 @dataclass
@@ -56,6 +62,9 @@ class TrainingState:
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     """copy of the weights with the best validation accuracy"""
 
+    def __post_init__(self) -> None:
+        self._statistics = RunningStatistics(self.model)
+
     @classmethod
     def new(
         cls,
@@ -75,15 +84,39 @@ class TrainingState:
         lr = max(self.plateau.config.min_lr, lr * self.plateau.lr_scale)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self._statistics.keep()
         return lr
 
-    def advance(self, *values: torch.Tensor) -> None:
-        """Notes that a step was taken, with the values for the meter."""
+    def advance(self, *values: torch.Tensor, spoiled_by: Sequence[int], max_skipped: int) -> None:
+        """Notes that a step was taken, with the values for the meter; or that it was not, and why.
+
+        Args:
+            spoiled_by: ranks whose loss was not finite, so that no rank took the step; see Descent.take.
+            max_skipped: how many such steps one epoch may have.
+
+        Raises:
+            InputError: they are more, on all ranks alike.
+        """
+        self.step += 1
+        self.total_steps += 1
+        if spoiled_by:
+            self._statistics.restore()
+            self._skipped(spoiled_by, max_skipped)
+            return
         if self.average is not None:
             self.average.update(self.model)
         self.meter.add(*values)
-        self.step += 1
-        self.total_steps += 1
+        self._statistics.keep()
+
+    def _skipped(self, spoiled_by: Sequence[int], max_skipped: int) -> None:
+        self.meter.skipped += 1
+        if self.meter.skipped > max_skipped:
+            raise InputError(
+                f"step {self.total_steps} (epoch {self.epoch + 1}): the loss is not finite on rank "
+                f"{', '.join(map(str, spoiled_by))}, as in {self.meter.skipped - 1} steps of this epoch before; "
+                f"runtime.max_skipped_steps allows {max_skipped}. Lower the learning rate (optimizer.lr), or set "
+                "runtime.precision to fp32"
+            )
 
     def checkpoint_due(self, runtime: RuntimeConfig, steps: int) -> bool:
         """Whether a checkpoint is to be written here; not after an epoch's last step, as validation comes first."""
@@ -99,11 +132,12 @@ class TrainingState:
         self.plateau.step(accuracy)
         if self.plateau.is_best:
             self.best = self._copied()
-        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch, self.step, self.meter.skipped = self.epoch + 1, 0, 0
 
     def save(self, folder: Path, runtime: RuntimeConfig, rng_seed: int, world: World) -> None:
         """Writes a checkpoint; BatchNorm statistics are averaged over the ranks first, as one copy is kept."""
         average_batchnorm(self.model, world)
+        self._statistics.keep()
         tensors = {"meter": all_reduce_sum(self.meter.sums, world), **_prefixed("best.", self.best)}
         if self.memory is not None:
             tensors |= _prefixed("memory.", self.memory.state_dict(lambda tensor: all_reduce_sum(tensor, world)))
@@ -118,6 +152,7 @@ class TrainingState:
             state={
                 "epoch": self.epoch,
                 "step": self.step,
+                "skipped": self.meter.skipped,
                 "plateau": self.plateau.state_dict(),
                 "rng_seed": rng_seed,
             },
@@ -138,6 +173,7 @@ class TrainingState:
         found.restore(self.model, self.optimizer, world, self.scaler)
         self.total_steps = found.step
         self.epoch, self.step = found.state["epoch"], found.state["step"]
+        self.meter.skipped = found.state.get("skipped", 0)      # not in checkpoints of earlier versions
         self.plateau.load_state_dict(found.state["plateau"])
         tensors = found.tensors()
         # the meter was summed over all ranks: one rank goes on with the sum, the others from zero

@@ -26,8 +26,9 @@ from twostage.models.label_noise import (
     supervised_losses,
 )
 from twostage.models.noise_layer import BottomUp
-from twostage.runtime import stage, tracking
+from twostage.runtime import preemption, stage, tracking
 from twostage.runtime.checkpoint import save_weights
+from twostage.runtime.descent import Descent
 from twostage.runtime.evaluation import accuracy_on
 from twostage.runtime.optimizers import make_optimizer
 from twostage.runtime.session import Session
@@ -156,6 +157,7 @@ def train(
     model = noise.model
     optimizer = make_optimizer(model, config.optimizer)
     network, prepared = accelerator.prepare(model, optimizer)
+    descent = Descent(accelerator, prepared, world)
     meter = Meter(("train/loss", "train/clean", "train/noisy"), world.device)
     state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler)
     session.seed_rank(folder.name)
@@ -189,18 +191,17 @@ def train(
                 outputs = network(images)
             of_clean, of_noisy = noise.losses(outputs, clean_table[index], given_table[index])
             loss = of_clean + of_noisy
-            accelerator.backward(loss)
-            prepared.step()
-            prepared.zero_grad()
+            spoiled_by = descent.take(loss, state.total_steps + 1)
             noise.settle()
 
-            state.advance(loss, of_clean, of_noisy)
+            state.advance(loss, of_clean, of_noisy, spoiled_by=spoiled_by, max_skipped=runtime.max_skipped_steps)
             progress.step(len(index) * world.size, session.loader.data_wait)
             if state.total_steps % runtime.log_steps == 0:
                 rates = progress.rates(session.loader)
                 tracking.log(accelerator, {**state.meter.means(world), **rates}, state.total_steps, state.epoch)
-            if state.checkpoint_due(runtime, len(mine)):
+            if descent.stop or state.checkpoint_due(runtime, len(mine)):
                 state.save(folder, runtime, rng_seed, world)
+                preemption.leave_if_asked(folder, state.total_steps, world)
 
         average_batchnorm(model, world)
         accuracy = accuracy_on(
@@ -211,6 +212,7 @@ def train(
         progress.end_epoch(values)
         state.end_epoch(accuracy)
         state.save(folder, runtime, rng_seed, world)
+        preemption.leave_if_asked(folder, state.total_steps, world)
 
     if world.is_main:
         kept = state.kept_weights(config.select).items()

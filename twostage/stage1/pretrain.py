@@ -13,8 +13,9 @@ import torch
 from twostage.config import PretrainConfig
 from twostage.data import plan
 from twostage.data.views import CleanSet
-from twostage.runtime import stage, tracking
+from twostage.runtime import preemption, stage, tracking
 from twostage.runtime.checkpoint import save_weights
+from twostage.runtime.descent import Descent
 from twostage.runtime.evaluation import accuracy_on
 from twostage.runtime.optimizers import make_optimizer
 from twostage.runtime.session import Session
@@ -72,6 +73,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
     model = session.new_model(output_norm=variant.loss in OUTPUT_NORM, initial=True)
     optimizer = make_optimizer(model, config.optimizer)
     network, prepared = accelerator.prepare(model, optimizer)
+    descent = Descent(accelerator, prepared, world)
     meter = Meter(("train/loss",), world.device)
     state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler)
     session.seed_rank(folder.name)
@@ -101,17 +103,16 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
             with accelerator.autocast():
                 logits = network(images)
             loss = loss_of(logits, labels)
-            accelerator.backward(loss)
-            prepared.step()
-            prepared.zero_grad()
+            spoiled_by = descent.take(loss, state.total_steps + 1)
 
-            state.advance(loss)
+            state.advance(loss, spoiled_by=spoiled_by, max_skipped=runtime.max_skipped_steps)
             progress.step(len(index) * world.size, session.loader.data_wait)
             if state.total_steps % runtime.log_steps == 0:
                 rates = progress.rates(session.loader)
                 tracking.log(accelerator, {**state.meter.means(world), **rates}, state.total_steps, state.epoch)
-            if state.checkpoint_due(runtime, len(mine)):
+            if descent.stop or state.checkpoint_due(runtime, len(mine)):
                 state.save(folder, runtime, rng_seed, world)
+                preemption.leave_if_asked(folder, state.total_steps, world)
 
         average_batchnorm(model, world)
         accuracy = accuracy_on(model, session.loader, val, labels_of, accelerator=accelerator, world=world)
@@ -120,6 +121,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
         progress.end_epoch(values)
         state.end_epoch(accuracy)
         state.save(folder, runtime, rng_seed, world)
+        preemption.leave_if_asked(folder, state.total_steps, world)
 
     if world.is_main:
         save_weights(folder / "model.safetensors", state.kept_weights(config.select))

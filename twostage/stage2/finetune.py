@@ -8,8 +8,9 @@ from twostage.data import plan
 from twostage.data.schema import file_digest
 from twostage.data.views import open_clean_set
 from twostage.losses import cross_entropy
-from twostage.runtime import stage, tracking
+from twostage.runtime import preemption, stage, tracking
 from twostage.runtime.checkpoint import load_weights, save_weights
+from twostage.runtime.descent import Descent
 from twostage.runtime.evaluation import accuracy_on
 from twostage.runtime.optimizers import make_optimizer
 from twostage.runtime.session import Session
@@ -48,6 +49,7 @@ def finetune(session: Session, folder: Path, weights: Path) -> None:
     load_weights(weights, model)
     optimizer = make_optimizer(model, config.optimizer)
     network, prepared = accelerator.prepare(model, optimizer)
+    descent = Descent(accelerator, prepared, world)
     meter = Meter(("train/loss",), world.device)
     state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler)
     session.seed_rank(folder.name)
@@ -77,17 +79,16 @@ def finetune(session: Session, folder: Path, weights: Path) -> None:
             with accelerator.autocast():
                 logits = network(images)
             loss = cross_entropy(logits, labels)
-            accelerator.backward(loss)
-            prepared.step()
-            prepared.zero_grad()
+            spoiled_by = descent.take(loss, state.total_steps + 1)
 
-            state.advance(loss)
+            state.advance(loss, spoiled_by=spoiled_by, max_skipped=runtime.max_skipped_steps)
             progress.step(len(index) * world.size, session.loader.data_wait)
             if state.total_steps % runtime.log_steps == 0:
                 rates = progress.rates(session.loader)
                 tracking.log(accelerator, {**state.meter.means(world), **rates}, state.total_steps, state.epoch)
-            if state.checkpoint_due(runtime, len(mine)):
+            if descent.stop or state.checkpoint_due(runtime, len(mine)):
                 state.save(folder, runtime, rng_seed, world)
+                preemption.leave_if_asked(folder, state.total_steps, world)
 
         average_batchnorm(model, world)
         accuracy = accuracy_on(
@@ -98,6 +99,7 @@ def finetune(session: Session, folder: Path, weights: Path) -> None:
         progress.end_epoch(values)
         state.end_epoch(accuracy)
         state.save(folder, runtime, rng_seed, world)
+        preemption.leave_if_asked(folder, state.total_steps, world)
 
     if world.is_main:
         save_weights(folder / "model.safetensors", state.kept_weights(config.select))

@@ -11,8 +11,9 @@ from twostage.config import TrainConfig
 from twostage.data import plan
 from twostage.data.schema import NO_LABEL, InputError, file_digest
 from twostage.ramps import ramp_down
-from twostage.runtime import stage, tracking
+from twostage.runtime import preemption, stage, tracking
 from twostage.runtime.checkpoint import load_weights, save_weights
+from twostage.runtime.descent import Descent
 from twostage.runtime.evaluation import accuracy_on
 from twostage.runtime.optimizers import make_optimizer
 from twostage.runtime.session import Session
@@ -56,6 +57,7 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
         load_weights(weights, model)
     optimizer = make_optimizer(model, config.optimizer)
     network, prepared = accelerator.prepare(model, optimizer)
+    descent = Descent(accelerator, prepared, world)
     meter = Meter(("train/loss", "train/cross_entropy", "train/consistency"), world.device)
     method = make_method(config, session)
     state = TrainingState.new(
@@ -94,17 +96,16 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
             with accelerator.autocast():
                 supervised, consistency = method.losses(network, images, index, labels)
             loss = supervised + consistency_weight * consistency
-            accelerator.backward(loss)
-            prepared.step()
-            prepared.zero_grad()
+            spoiled_by = descent.take(loss, state.total_steps + 1)
 
-            state.advance(loss, supervised, consistency)
+            state.advance(loss, supervised, consistency, spoiled_by=spoiled_by, max_skipped=runtime.max_skipped_steps)
             progress.step(len(index) * world.size, session.loader.data_wait)
             if state.total_steps % runtime.log_steps == 0:
                 rates = progress.rates(session.loader)
                 tracking.log(accelerator, {**state.meter.means(world), **rates}, state.total_steps, state.epoch)
-            if state.checkpoint_due(runtime, len(mine)):
+            if descent.stop or state.checkpoint_due(runtime, len(mine)):
                 state.save(folder, runtime, rng_seed, world)
+                preemption.leave_if_asked(folder, state.total_steps, world)
 
         if method.memory is not None:
             method.memory.end_epoch(lambda tensor: all_reduce_sum(tensor, world))
@@ -121,6 +122,7 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
         progress.end_epoch(values)
         state.end_epoch(accuracy)
         state.save(folder, runtime, rng_seed, world)
+        preemption.leave_if_asked(folder, state.total_steps, world)
 
     if world.is_main:
         save_weights(folder / "model.safetensors", state.kept_weights(config.select))

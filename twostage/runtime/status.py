@@ -1,0 +1,94 @@
+"""`status.json` in a run folder: how far the last command there came, for the script or the scheduler that started it.
+
+Launchers do not hand on what their processes exit with, so a batch script reads this file instead. Every key stands on
+a line of its own, `state` first, so that a shell needs no JSON parser:
+
+    sed -n 's/^ *"state": "\\([a-z]*\\)".*/\\1/p' RUN/status.json
+
+`state` is one word:
+
+    running     a command is at work; where none is alive any more, it was killed: the same command goes on
+    preempted   it was asked to stop (SIGTERM, SIGUSR2), saved everything and left with exit code 0: run it again
+    done        the command ended well
+    failed      it ended with an error, which the same command would most likely meet again: `error` says which
+
+The other keys: `verb`; `rank`, the process that wrote the file; `processes`, their number; `restarts`, how often the
+launcher (`--max_restarts`) has started them anew; `time`, UTC. Preempted has `stage` (the folder below the run's),
+`step` (taken in it; null: none yet) and `signal`. Failed has `error` (one line) and `exit_code`: 1 the machine's or the
+program's failure, 2 wrong input.
+
+A batch script removes the file before it starts a command, as a command that fails before it has read its configuration
+cannot write one. The file is written aside and renamed, so it is never half there. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from twostage.data.schema import InputError
+from twostage.runtime.preemption import Preempted
+
+NAME: Final = "status.json"
+WRONG_INPUT: Final = 2
+
+
+@contextmanager
+def reported(run_dir: Path, verb: str) -> Iterator[None]:
+    """Keeps `status.json` while a verb is at work inside; exceptions pass through.
+
+    Rank 0 says that it runs, ended well or was preempted; any rank says that it failed, whatever the others do.
+    """
+    is_main = _rank() == 0
+    if is_main and run_dir.is_dir():
+        write(run_dir, "running", verb)
+    try:
+        yield
+    except Preempted as stop:
+        if is_main:
+            write(run_dir, "preempted", verb, stage=stop.stage, step=stop.step, signal=stop.signal_name)
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        code = WRONG_INPUT if isinstance(error, InputError) else 1
+        with suppress(OSError):         # a full disk, most likely: what is told is the first error
+            write(run_dir, "failed", verb, error=line, exit_code=code)
+        raise
+    if is_main:
+        write(run_dir, "done", verb)
+
+
+def write(run_dir: Path, state: str, verb: str, **facts: Any) -> None:
+    """Writes the file, where the folder exists."""
+    if not run_dir.is_dir():
+        return
+    record = {
+        "state": state,
+        "verb": verb,
+        **facts,
+        "rank": _rank(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    aside = run_dir / f".{NAME}.{_rank()}.tmp"
+    aside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    aside.replace(run_dir / NAME)
+
+
+def read(run_dir: Path) -> dict[str, Any] | None:
+    """What the file says; None where there is none."""
+    try:
+        record: dict[str, Any] = json.loads((run_dir / NAME).read_text())
+    except FileNotFoundError:
+        return None
+    return record
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
