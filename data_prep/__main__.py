@@ -11,7 +11,8 @@ from typing import Final, NoReturn
 
 from twostage.data.schema import InputError, nearest
 
-VERBS: Final = ("build", "merge", "noise", "verify", "synth", "digits", "download")     # modules of this package
+# modules of this package
+VERBS: Final = ("build", "merge", "noise", "verify", "synth", "digits", "download", "completion")
 USAGE: Final = """usage: python -m data_prep VERB ...        (or: data-prep VERB ...)
 
 Make datasets for twostage: checked images in tar shards, everything else in Parquet tables.
@@ -23,6 +24,7 @@ Make datasets for twostage: checked images in tar shards, everything else in Par
   synth       photo-like JPEGs in any number, for load tests
   download    the original files of MNIST or CIFAR-10, from the internet
   digits      scikit-learn's handwritten digits as image files, for a demo without downloads
+  completion  a script that lets the shell complete verbs, options and files
 
 examples:
   python -m data_prep build photos data/photos --format folder      photos/cat/1.jpg, photos/dog/2.jpg, ...
@@ -45,6 +47,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises InputError instead of printing the usage and leaving."""
         raise InputError(f"{message}; see {self.prog} --help")
+
+
+class Formatter(argparse.HelpFormatter):
+    """Leaves the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,15 +81,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def parser_of(verb: str) -> Parser:
+    """The command line of a verb."""
+    parser = Parser(prog=f"python -m data_prep {verb}", allow_abbrev=False, formatter_class=Formatter)
+    importlib.import_module(f"data_prep.{verb}").add_arguments(parser)
+    return parser
+
+
 def _run(verb: str, arguments: list[str]) -> int:
-    module = importlib.import_module(f"data_prep.{verb}")
-    parser = Parser(prog=f"python -m data_prep {verb}", allow_abbrev=False)
-    module.add_arguments(parser)
+    parser = parser_of(verb)
     args, unknown = parser.parse_known_args(arguments)
     if unknown:
         options = [option for option in parser.format_help().replace(",", " ").split() if option.startswith("--")]
         raise InputError(f"{verb}: unknown argument {unknown[0]!r}; {nearest(unknown[0], set(options))}")
-    code: int = module.main(args)
+    code: int = importlib.import_module(f"data_prep.{verb}").main(args)
     return code
 
 

@@ -30,6 +30,12 @@ MAX_PIXELS: Final = 100_000_000
 QUALITY: Final = 90
 # options whose value is no setting: a path, or what the plan holds, or what stops a build if not given
 PATHS: Final = ("class_names", "image_root", "drop_leaks")
+EXAMPLES: Final = """\
+examples:
+  python -m data_prep build photos data/photos --format folder
+  python -m data_prep build photos data/photos --format folder --short-side 256 --dry-run
+  python -m data_prep build labels.csv data/web --format table --short-side 256 --workers 8
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,15 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Make a dataset of the images in SOURCE: each one is checked, and kept byte for byte unless --short-side or "
         "--encode is given. Stopped at any moment, the same command goes on where it was; the same inputs and "
-        "--rng-seed give the same bytes, with any number of workers. "
-        "Examples: python -m data_prep build photos data/photos --format folder; "
-        "python -m data_prep build labels.csv data/web --format table --short-side 256 --workers 8"
+        "--rng-seed give the same bytes, with any number of workers."
     )
+    parser.epilog = EXAMPLES
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder or file with the images; never changed")
     parser.add_argument("out", type=Path, metavar="OUT", help="the dataset: a new folder, or one to go on with")
     parser.add_argument("--format", required=True, help=f"what SOURCE is: {', '.join(sources.FORMATS)}; see below")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (%(default)s: the cores)")
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one a core)")
     parser.add_argument("--rng-seed", type=int, default=0, metavar="K", help="of the samples' order (%(default)s)")
     parser.add_argument(
         "--shard-size",

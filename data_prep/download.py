@@ -23,7 +23,12 @@ PIECE: Final = 1 << 16              # bytes read at a time
 TIMEOUT: Final = 30.0               # seconds without a byte
 PATIENCE: Final = 4                 # attempts in a row that bring nothing, before the next mirror is tried
 PAUSE: Final = 1.0                  # seconds before the second attempt; doubles with each one
-LINE_EVERY: Final = 10.0            # seconds between two lines of progress where there is no terminal
+LINE_EVERY: Final = 60.0            # seconds between two lines of progress where there is no terminal
+EXAMPLES: Final = """\
+examples:
+  python -m data_prep download mnist downloads/mnist
+  python -m data_prep download cifar10 downloads/cifar10 --mirror https://example.org/cifar/
+"""
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the verb's arguments."""
     parser.description = (
         "Get the original files of a dataset. Each is written aside, checked by its md5 sum and renamed; what a broken "
-        "connection left is gone on with, in this run or in the next one. "
-        "Example: python -m data_prep download mnist downloads/mnist"
+        "connection left is gone on with, in this run or in the next one."
     )
+    parser.epilog = EXAMPLES
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(FILES)}")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument("--dry-run", action="store_true", help="say what is missing, fetch nothing")
     usual = "; ".join(f"{name}: {', '.join(mirrors)}" for name, mirrors in MIRRORS.items())
     parser.add_argument(
         "--mirror",
@@ -90,7 +96,8 @@ def main(args: argparse.Namespace) -> int:
     mirrors = [check_mirror(url) for url in args.mirror or MIRRORS[args.name]]
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"{args.out} is a file: give a folder to write")
-    args.out.mkdir(parents=True, exist_ok=True)
+    if not args.dry_run:
+        args.out.mkdir(parents=True, exist_ok=True)
     for file in FILES[args.name]:
         path = args.out / file.name
         if path.exists():
@@ -98,6 +105,8 @@ def main(args: argparse.Namespace) -> int:
             if found != file.md5:
                 raise InputError(f"{path}: md5 {found}, expected {file.md5}: remove it, and run this again")
             print(f"{path} is there already")
+        elif args.dry_run:
+            print(f"dry run: {path} would be fetched: {file.size} bytes from {mirrors[0]}{file.name}")
         else:
             url = get_file(file, path, mirrors)
             print(f"{path}: {file.size} bytes from {url}, md5 {file.md5}")

@@ -7,32 +7,37 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
 from data_prep.build import check_out, complete
-from data_prep.chunk import ChunkResult
 from data_prep.finish import is_whole
 from data_prep.inputs import some
 from data_prep.run import Finisher, done_before
 from data_prep.work import Plan, Work, locked
 from twostage.data.schema import InputError, read_marker
 
-LINE_EVERY: Final = 10.0                # seconds between two lines of progress
+LINE_EVERY: Final = 60.0                # seconds between two lines of progress
+EXAMPLES: Final = """\
+examples:
+  python -m data_prep merge data/web                        all parts were written into one folder
+  python -m data_prep merge data/web part1 part2 part3      or into one each
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the verb's arguments."""
     parser.description = (
         "Make one dataset of what `data_prep build --part I/N` wrote: into one OUT that all machines share, or into "
-        "one folder each. The dataset is the one that a single build makes, byte for byte. "
-        "Examples: python -m data_prep merge data/web; python -m data_prep merge data/web part1 part2 part3"
+        "one folder each. The dataset is the one that a single build makes, byte for byte."
     )
+    parser.epilog = EXAMPLES
     parser.add_argument("out", type=Path, metavar="OUT", help="the dataset, which may hold parts already")
     parser.add_argument(
         "parts", type=Path, nargs="*", metavar="FOLDER", help="OUT of other parts; copied from, and not changed"
     )
+    parser.add_argument("--dry-run", action="store_true", help="say whether all parts are there, write nothing")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -43,6 +48,8 @@ def main(args: argparse.Namespace) -> int:
     for folder in args.parts or [out]:
         if not (folder / ".build" / "plan.json").exists():
             raise InputError(f"{folder} holds no part of a build: make one by `data_prep build SOURCE OUT --part I/N`")
+    if args.dry_run:
+        return _dry_run(out, args.parts)
     with locked(out / ".build", None):
         if not (out / ".build" / "plan.json").exists():
             for name in ("inputs.arrow", "plan.json"):
@@ -75,6 +82,20 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def _dry_run(out: Path, parts: Sequence[Path]) -> int:
+    work = Work(out if (out / ".build" / "plan.json").exists() else parts[0])
+    for folder in parts:
+        _check_same(work, folder)
+    folders = {work.out, *parts}
+    there = {
+        chunk for chunk in range(work.num_chunks)
+        if any((folder / ".build" / work.rows_path(chunk).name).exists() for folder in folders)
+    }
+    _check_complete(work, there, parts)
+    print(f"dry run: all {work.num_chunks} shards are written; {out} not changed")
+    return 0
+
+
 def _check_same(work: Work, folder: Path) -> None:
     """The part was made with the same arguments, of the same inputs."""
     plan = Plan.read(folder / ".build" / "plan.json")
@@ -103,7 +124,7 @@ def _copy(source: Path, target: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _check_complete(work: Work, done: dict[int, ChunkResult], folders: Sequence[Path]) -> None:
+def _check_complete(work: Work, done: Collection[int], folders: Sequence[Path]) -> None:
     """Names the parts that are missing, by the names of the parts that are there."""
     missing = [chunk for chunk in range(work.num_chunks) if chunk not in done]
     if not missing:

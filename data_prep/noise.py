@@ -41,6 +41,11 @@ MAX_STORED: Final = 256      # with more classes, the column keeps the matrix's 
 STREAM: Final = 0x6E6F697365  # keeps these random numbers apart from others with the same seed (a permutation, say)
 
 Ints = npt.NDArray[np.int64]
+EXAMPLES: Final = """\
+examples:
+  python -m data_prep noise data/mnist --name asym0.6 --kind asymmetric --flips mnist --rate 0.6 --rng-seed 0
+  python -m data_prep noise data/pets --name swapped --kind asymmetric --flips "cat>dog" --rate 0.4 --rng-seed 0
+"""
 
 
 def draw_labels(index: Ints, label: Ints, matrix: Matrix, rng_seed: int) -> Ints:
@@ -79,11 +84,8 @@ def transition_counts(label: Ints, noisy: Ints, num_classes: int) -> Ints:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the verb's arguments."""
-    parser.description = (
-        "Write a label column with artificial noise; no image is touched. "
-        "Example: python -m data_prep noise data/mnist --name asym0.6 --kind asymmetric --flips mnist --rate 0.6 "
-        "--rng-seed 0"
-    )
+    parser.description = "Write a label column with artificial noise; no image is touched."
+    parser.epilog = EXAMPLES
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="a dataset made by `data_prep build`")
     parser.add_argument("--name", required=True, help="of the new label column: labels/NAME.parquet")
     parser.add_argument(

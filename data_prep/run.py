@@ -23,7 +23,7 @@ from data_prep.work import Work, tar_size
 from data_prep.workers import run_in_processes
 from twostage.data.schema import InputError
 
-LINE_EVERY: Final = 10.0                # seconds between two lines of progress where there is no terminal
+LINE_EVERY: Final = 60.0                # seconds between two lines of progress where there is no terminal
 FINISHERS: Final = 4                    # threads; they wait for the disk
 
 

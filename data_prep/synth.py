@@ -25,8 +25,12 @@ from twostage.data.schema import InputError
 
 PER_FOLDER: Final = 1000
 PER_JOB: Final = 100            # images; a divisor of PER_FOLDER
-LINE_EVERY: Final = 30.0        # seconds between lines of progress, where there is no terminal
+LINE_EVERY: Final = 60.0        # seconds between lines of progress, where there is no terminal
 SIDES: Final = (16, 4096)       # pixels
+EXAMPLES: Final = """\
+examples:
+  python -m data_prep synth data/load --num 100000 --size 256
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the verb's arguments."""
     parser.description = (
         "Make up any number of JPEG files for load tests: they compress and decode like photographs of their size. "
-        "Only files that are missing are made, so the command can be run again after anything, or with a larger --num. "
-        "Example: python -m data_prep synth data/load --num 100000 --size 256"
+        "Only files that are missing are made, so the command can be run again after anything, or with a larger --num."
     )
+    parser.epilog = EXAMPLES
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, one folder per class in it")
     parser.add_argument("--num", type=int, required=True, help="number of images")
     parser.add_argument("--size", required=True, metavar="PX", help="pixels: 256 for squares, or 400x300")
@@ -90,14 +94,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help="processes (%(default)s: the cores at hand); the files do not depend on it",
+        metavar="N",
+        help="processes (default: one for each core); the files do not depend on it",
     )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
 
 
 def main(args: argparse.Namespace) -> int:
     """Makes what is missing and returns the exit code."""
     plan = _read_plan(args)
     _check_present(plan, args.num)
+    if args.dry_run:
+        print(f"dry run: {args.num} images of {plan.width} x {plan.height} pixels, {plan.classes} classes; {plan.out} "
+              "not written")
+        return 0
     start = time.monotonic()
     images = written = num_bytes = 0
     for done in _with_progress(_run(plan, args.num, args.workers), args.num):

@@ -18,23 +18,29 @@ from data_prep.verify_tables import DAMAGED, Samples, check_labels, check_reject
 from data_prep.workers import run_in_processes
 from twostage.data.schema import InputError, read_marker, shard_name
 
-LINE_EVERY: Final = 10.0     # seconds between two lines of progress where there is no terminal
+LINE_EVERY: Final = 60.0     # seconds between two lines of progress where there is no terminal
+EXAMPLES: Final = """\
+examples:
+  python -m data_prep verify data/mnist
+  python -m data_prep verify data/mnist --quick --report findings.json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the verb's arguments."""
     parser.description = (
         "Check a whole dataset: every image's SHA-256 and header, tar headers and offsets, indices, counts, label "
-        "columns. Changes nothing. Exit code 0: all is well; 1: something is wrong; 2: not a dataset. "
-        "Example: python -m data_prep verify data/mnist --report findings.json"
+        "columns. Changes nothing. Exit code 0: all is well; 1: something is wrong; 2: not a dataset."
     )
+    parser.epilog = EXAMPLES
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="a dataset made by `data_prep build`")
     parser.add_argument("--quick", action="store_true", help="read headers only: leaves out the images' SHA-256")
     parser.add_argument(
         "--workers",
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help="processes, each with one shard at a time (%(default)s: the cores at hand)",
+        metavar="N",
+        help="processes, each with one shard at a time (default: one for each core)",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all findings to FILE: .json or .parquet")
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+import data_prep.__main__ as prep
 from twostage.__main__ import main
 from twostage.cli import parse
+from twostage.commands import ALL, TAKES_FIELDS, parser_of
 from twostage.data.schema import InputError
 
 REQUIRED = ["--run.dir", "r", "--data.dataset", "d"]
@@ -72,6 +76,51 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "weight of the consistency loss" in text and "every random number of the run follows" in text
+
+
+def examples() -> list[tuple[str, str, list[str]]]:
+    """Program, verb and arguments of every example in a help: of a line, what comes before an explanation."""
+    found = []
+    for program, verbs, parser in (("twostage", ALL, parser_of), ("data_prep", prep.VERBS, prep.parser_of)):
+        for verb in verbs:
+            text = str(parser(verb).epilog)
+            assert text.startswith("examples:"), f"{program} {verb} --help has no examples"
+            for line in text.splitlines():
+                command = re.match(r"  (?:twostage|python -m data_prep) (\S+) (.*?)(?:   .*| > .*)?$", line)
+                if command is not None:
+                    found.append((program, command[1], shlex.split(command[2].split("  ")[0], comments=True)))
+    return found
+
+
+@pytest.mark.parametrize(("program", "verb", "arguments"), examples())
+def test_every_example_is_a_legal_command(
+    program: str, verb: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    arguments = [word.replace("FILE", "configs/photos.yaml") if word == "FILE" else word for word in arguments]
+    parser = (parser_of if program == "twostage" else prep.parser_of)(verb)
+    known, fields = parser.parse_known_args(arguments)
+    if program == "twostage" and verb in TAKES_FIELDS:
+        config = ["--config", known.config] if getattr(known, "config", None) else []
+        parse(verb, "", [*config, *fields, *REQUIRED])
+    else:
+        assert not fields
+
+
+def test_there_are_examples_of_all_verbs() -> None:
+    shown = {(program, verb) for program, verb, _ in examples()}
+    assert shown >= {("twostage", verb) for verb in ALL if verb != "completion"}
+    assert shown >= {("data_prep", verb) for verb in prep.VERBS if verb != "completion"}
+
+
+def test_print_config_is_a_configuration_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = write(tmp_path, "train: {optimizer: {lr: 0.5}}\naugment: {mean: image}")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *arguments, "--mine.min_score=0.7", "--print_config"])
+    assert stop.value.code == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    again = parse("train", "", ["--config", str(tmp_path / "printed.yaml")])
+    assert again == parse("train", "", [*arguments, "--mine.min_score=0.7"]) and again.train.optimizer.lr == 0.5
 
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))

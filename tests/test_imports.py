@@ -34,6 +34,10 @@ LAYERS = {          # a module may import modules of its own layer's number or o
     "twostage.forecast": 4,
     "twostage.verbs": 4,
     "twostage.cli": 4,
+    "twostage.fields": 4,
+    "twostage.commands": 4,
+    "twostage.completion": 4,
+    "twostage.rehearsal": 4,
     "twostage.__main__": 4,
 }
 TORCH_ONLY = ("twostage/losses.py", "twostage/ramps.py", "twostage/ensembling.py", "twostage/models")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 from importlib.metadata import version
 
 from twostage.cli import is_main_process, parse
+from twostage.commands import ALL, OF_FOLDERS, function_of
 from twostage.data.schema import InputError, nearest
+from twostage.rehearsal import rehearse
 from twostage.runtime import preemption, status
 from twostage.verbs import VERBS
 
@@ -17,16 +18,6 @@ from twostage.verbs import VERBS
 # cores, training was up to seven times slower for it (configs/LOG.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Verbs with a command line of their own, as they are about finished runs or about many: module, function.
-OF_FOLDERS = {
-    "report": ("twostage.report.command", "report"),
-    "audit": ("twostage.report.command", "audit"),
-    "predict": ("twostage.report.predict", "predict"),
-    "export": ("twostage.report.export", "export"),
-    "runs": ("twostage.report.runs", "runs"),
-    "reproduce": ("twostage.reproduce.command", "main"),
-    "plan": ("twostage.forecast.command", "plan"),
-}
 USAGE = """usage: twostage VERB --config FILE [--section.field=value ...]
 
 Learn an image classifier from photos with noisy labels, in two stages.
@@ -52,12 +43,14 @@ These take run folders instead; see `twostage VERB --help`:
   export      a model as a folder for other tools: safetensors, torch.export, ONNX: twostage export RUN OUT
   runs        what ran, how far it is, its best figures: twostage runs DIR [DIR ...]
   reproduce   a table of the paper: many runs, ours beside its figures
+  completion  a script that lets the shell complete verbs, fields and files: twostage completion bash
 
 A verb does only what is missing in the run folder, so it is safe to run again after anything. On SIGTERM or SIGUSR2
 it saves, says so in status.json in the run folder, and leaves with exit code 0.
 
 examples:
   twostage run --config configs/mnist/asymmetric-0.6-pi.yaml --data.dataset mnist --run.dir runs/first
+  twostage run --config FILE --dry-run      check everything, say what would be done, do nothing
   twostage run --help                       every field with its default
   twostage run --config FILE --print_config the resolved configuration
   accelerate launch --config_file launch/accelerate/cpu-2.yaml -m twostage run --config FILE
@@ -79,14 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
     verb = arguments[0]
     try:
         if verb in OF_FOLDERS:
-            module, name = OF_FOLDERS[verb]
-            code: int = getattr(importlib.import_module(module), name)(arguments[1:])
-            return code
+            return function_of(verb)(arguments[1:])
         if verb not in VERBS:
-            raise InputError(f"unknown verb {verb!r}; {nearest(verb, [*VERBS, *OF_FOLDERS])}")
+            raise InputError(f"unknown verb {verb!r}; {nearest(verb, ALL)}")
+        given = [word for word in arguments[1:] if word != "--dry-run"]
         function = VERBS[verb]
         with preemption.listening():
-            config = parse(verb, str(function.__doc__), arguments[1:])
+            config = parse(verb, str(function.__doc__), given)
+            if len(given) < len(arguments) - 1:
+                return rehearse(verb, config)
             with status.reported(config.run.dir, verb):
                 return function(config)
     except preemption.Preempted as stop:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, Final, NoReturn, get_type_hints
 
 import jsonargparse
 import yaml
@@ -16,6 +16,39 @@ from twostage.config import Config
 from twostage.data.schema import InputError, nearest
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+EXAMPLES: Final = {
+    "run": """\
+  twostage run --config configs/photos.yaml --data.dataset my_dataset --run.dir runs/first
+  twostage run --config configs/photos.yaml --data.dataset my_dataset --run.dir runs/second --train.sub_epochs=40
+  accelerate launch --config_file launch/accelerate/cpu-2.yaml -m twostage run --config configs/photos.yaml
+""",
+    "clean_filter": """\
+  twostage clean_filter --config configs/clothing1m/row07.yaml --data.dataset data/clothing1m
+""",
+    "mine": """\
+  twostage mine --config configs/photos.yaml --data.dataset my_dataset --run.dir runs/first --mine.min_score=0.8
+""",
+    "finetune": """\
+  twostage finetune --config configs/clothing1m/row12.yaml --data.dataset data/clothing1m
+""",
+    "baselines": """\
+  twostage baselines --config FILE --run.baselines=[cross_entropy,forward]
+""",
+}
+
+
+def examples_of(verb: str) -> str:
+    """The end of the help of a verb that reads a configuration."""
+    own = EXAMPLES.get(verb, f"  twostage {verb} --config configs/photos.yaml --run.dir runs/first\n")
+    return f"""examples:
+{own}\
+  twostage {verb} --config FILE --dry-run         check everything and say what would be done
+  twostage {verb} --config FILE --print_config    the resolved configuration
+
+fields come from the command line, then the file, then the defaults; configs/REFERENCE.md lists all of them
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,12 +91,19 @@ def _parser(verb: str, description: str) -> jsonargparse.ArgumentParser:
     """Kept, as `reproduce` parses many times, and making one takes a tenth of a second."""
     parser = jsonargparse.ArgumentParser(
         prog=f"twostage {verb}",
-        description=f"{description} Example: twostage {verb} --config configs/demo.yaml --run.dir runs/first",
+        usage="%(prog)s --config FILE [--section.field=VALUE ...] [--dry-run] [--print_config]",
+        description=description,
+        epilog=examples_of(verb),
+        formatter_class=_Formatter,
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
     parser.add_class_arguments(Config)
     return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Leaves the lines of examples as they are."""
 
 
 def _build(kind: type[Any], values: Any) -> Any:
@@ -77,19 +117,19 @@ def _build(kind: type[Any], values: Any) -> Any:
 
 def _check_names(arguments: list[str]) -> None:
     """Refuses unknown keys with the nearest legal one, which the parser's own messages do not name."""
-    keys = _keys(Config)
+    known = keys(Config)
     for position, argument in enumerate(arguments):
         if argument.startswith("--"):
             name = argument[2:].split("=", 1)[0].removesuffix("+")
-            if name not in keys | {"config", "help"} and not name.startswith("print_"):
-                raise InputError(f"unknown option --{name}; {_nearest_key(name, keys)}")
+            if name not in known | {"config", "help"} and not name.startswith("print_"):
+                raise InputError(f"unknown option --{name}; {_nearest_key(name, known)}")
             if name == "config":
                 rest = argument.split("=", 1)[1:] or arguments[position + 1 : position + 2]
                 if rest:
-                    _check_file(Path(rest[0]), keys)
+                    _check_file(Path(rest[0]), known)
 
 
-def _check_file(path: Path, keys: set[str]) -> None:
+def _check_file(path: Path, known: set[str]) -> None:
     if not path.exists():
         raise InputError(f"no such configuration file: {path}")
     try:
@@ -103,25 +143,26 @@ def _check_file(path: Path, keys: set[str]) -> None:
         prefix, branch = pending.pop()
         for name, value in branch.items():
             key = f"{prefix}{name}"
-            if key not in keys:
-                raise InputError(f"{path}: unknown key {key!r}; {_nearest_key(key, keys)}")
+            if key not in known:
+                raise InputError(f"{path}: unknown key {key!r}; {_nearest_key(key, known)}")
             if isinstance(value, dict):
                 pending.append((f"{key}.", value))
 
 
-def _nearest_key(name: str, keys: set[str]) -> str:
+def _nearest_key(name: str, known: set[str]) -> str:
     section = name.rpartition(".")[0]
-    siblings = {key for key in keys if key.rpartition(".")[0] == section}
-    return nearest(name, siblings or keys)
+    siblings = {key for key in known if key.rpartition(".")[0] == section}
+    return nearest(name, siblings or known)
 
 
-def _keys(kind: type[Any], prefix: str = "") -> set[str]:
-    keys: set[str] = set()
+def keys(kind: type[Any], prefix: str = "") -> set[str]:
+    """Full names of all sections and fields of a configuration."""
+    found: set[str] = set()
     for name, hint in get_type_hints(kind).items():
-        keys.add(prefix + name)
+        found.add(prefix + name)
         if dataclasses.is_dataclass(hint):
-            keys |= _keys(hint, f"{prefix}{name}.")     # type: ignore[arg-type]
-    return keys
+            found |= keys(hint, f"{prefix}{name}.")     # type: ignore[arg-type]
+    return found
 
 
 def is_main_process() -> bool:

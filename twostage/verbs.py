@@ -90,8 +90,7 @@ def evaluate(config: Config) -> int:
 
 def run(config: Config) -> int:
     """The whole method: pretrain, rank, mine, train, evaluate; then the report."""
-    if not (config.run.two_stage or config.run.baselines or config.run.finetune):
-        raise InputError("nothing to run: run.two_stage and run.finetune are false, and run.baselines names nothing")
+    check_asked(config)
     session = _open(config, "run")
     if config.run.two_stage:
         _two_stages(session)
@@ -102,6 +101,12 @@ def run(config: Config) -> int:
     if session.world.is_main:
         _summarise(config)
     return 0
+
+
+def check_asked(config: Config) -> None:
+    """Raises InputError where `run` has nothing to do."""
+    if not (config.run.two_stage or config.run.baselines or config.run.finetune):
+        raise InputError("nothing to run: run.two_stage and run.finetune are false, and run.baselines names nothing")
 
 
 VERBS: dict[str, Callable[[Config], int]] = {

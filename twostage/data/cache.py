@@ -23,7 +23,7 @@ Decode = Callable[[Indices], Iterator[tuple[Indices, torch.Tensor]]]
 
 SHOW_AFTER: Final = 2.0
 """seconds of decoding before a terminal shows a bar"""
-LINE_EVERY: Final = 30.0
+LINE_EVERY: Final = 60.0
 """seconds between two plain lines where there is no terminal"""
 
 

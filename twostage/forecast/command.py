@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -19,6 +20,12 @@ COMPILED: Final[dict[Kind, float]] = {"pretrain": 6652.0, "train": 3326.0, "rank
 """the same with torch.compile"""
 UNKNOWN: Final = "–"
 TWO_NETWORKS: Final = folder_of("label_noise")
+EXAMPLES: Final = """\
+examples:
+  twostage plan --config configs/photos.yaml --data.dataset my_dataset
+  twostage plan --config configs/clothing1m/row07.yaml --data.dataset data/clothing1m --nodes 2 --gpus 8
+  twostage plan --config FILE --images-per-second pretrain=110,train=60,rank=400     as the log of a training says
+"""
 COLUMNS: Final = ("stage", "passes", "steps a pass", "steps", "batch", "per process", "memory, GiB", "hours", "sees")
 
 
@@ -28,25 +35,7 @@ def plan(arguments: Sequence[str]) -> int:
     Raises:
         InputError: an argument or setting is wrong, the dataset is not there, or a batch does not divide.
     """
-    parser = Parser(
-        prog="twostage plan",
-        description="Say before anything is started: samples, steps and sub-epochs of each stage, batches per process, "
-        "memory, and hours. Takes the fields of `twostage run` as well. "
-        "Example: twostage plan --config configs/clothing1m/row07.yaml --nodes 2 --gpus 8",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (%(default)s)")
-    parser.add_argument("--gpus", type=int, default=1, metavar="M", help="processes on each of them (%(default)s)")
-    parser.add_argument(
-        "--images-per-second", default="", metavar="KIND=RATE,...",
-        help="of one GPU: pretrain (training, one augmentation of a sample), train (the Π step; a sample counts once), "
-        "rank (scoring); default: what was recorded, for a ResNet-50 at 224 pixels in bf16 on an H200",
-    )
-    parser.add_argument(
-        "--kept", type=float, default=0.25, metavar="SHARE",
-        help="share of the labels that stage 1 keeps, while it has not been run (%(default)s)",
-    )
-    args, rest = parser.parse_known_args(list(arguments))
+    args, rest = make_parser().parse_known_args(list(arguments))
     for option, value in (("--nodes", args.nodes), ("--gpus", args.gpus)):
         if value < 1:
             raise InputError(f"{option} {value}: give 1 or more")
@@ -191,3 +180,27 @@ def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
         ).rstrip()
         for line in table
     ]
+
+
+def make_parser() -> Parser:
+    """The command line, without the fields of the configuration."""
+    parser = Parser(
+        prog="twostage plan",
+        description="Say before anything is started: samples, steps and sub-epochs of each stage, batches per\n"
+        "process, memory, and hours. Takes --config and the fields of `twostage run` as well.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (%(default)s)")
+    parser.add_argument("--gpus", type=int, default=1, metavar="M", help="processes on each of them (%(default)s)")
+    parser.add_argument(
+        "--images-per-second", default="", metavar="KIND=RATE,...",
+        help="of one GPU: pretrain (training, one augmentation of a sample), train (the Π step; a sample counts once), "
+        "rank (scoring); default: what was recorded, for a ResNet-50 at 224 pixels in bf16 on an H200",
+    )
+    parser.add_argument(
+        "--kept", type=float, default=0.25, metavar="SHARE",
+        help="share of the labels that stage 1 keeps, while it has not been run (%(default)s)",
+    )
+    return parser

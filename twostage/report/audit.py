@@ -146,13 +146,18 @@ def ranks_in_class(ranking: Ranking) -> tuple[Indices, Indices]:
     return place, size
 
 
+def audit_paths(run_dir: Path) -> tuple[Path, Path]:
+    """The two files of a run's audit."""
+    return run_dir / "labels_audit.parquet", run_dir / "labels_audit.csv"
+
+
 def write_audit(table: pa.Table, run_dir: Path) -> tuple[Path, Path]:
     """Writes labels_audit.parquet and labels_audit.csv into a run folder; the same table gives the same bytes.
 
     Raises:
         OSError: a file cannot be written.
     """
-    parquet, csv = run_dir / "labels_audit.parquet", run_dir / "labels_audit.csv"
+    parquet, csv = audit_paths(run_dir)
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table, sink)
     write_table(parquet, table)

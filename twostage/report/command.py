@@ -11,10 +11,15 @@ import pyarrow.compute as pc
 
 from twostage.cli import Parser
 from twostage.data.schema import NO_LABEL, InputError, nearest
-from twostage.report.audit import Judged, audit_table, open_judged, write_audit
+from twostage.report.audit import Judged, audit_paths, audit_table, open_judged, write_audit
 from twostage.report.corrected import correct, export
 from twostage.stage1.parts import Indices
 
+REPORT_EXAMPLES = """\
+examples:
+  twostage report runs/first                          runs/first/report.html, as `twostage run` writes it at its end
+  twostage report runs/demo/run-* --out demo.html     several runs side by side
+"""
 AUDIT_EXAMPLES = """\
 examples:
   twostage audit runs/first                               the 20 most doubtful labels, and both files
@@ -32,35 +37,60 @@ the files in other tools, here the 20 most doubtful labels:
 
 def report(arguments: list[str]) -> int:
     """`twostage report RUN [RUN …]`: one page about a run, or several runs side by side."""
+    args = report_parser().read(arguments)
+    if args.out is not None and args.out.is_dir():
+        raise InputError(f"--out {args.out} is a folder: name a file in it, {args.out / 'report.html'} say")
+    if len(args.runs) == 1:
+        from twostage.report.html import write_report  # matplotlib takes its time
+
+        page = write_report(args.runs[0], args.out, dry_run=args.dry_run)
+    else:
+        from twostage.report.compare import write_comparison
+
+        page = write_comparison(args.runs, args.out, dry_run=args.dry_run)
+    print(f"report: {'would write ' if args.dry_run else ''}{page}")
+    return 0
+
+
+def report_parser() -> Parser:
+    """The command line of `report`."""
     parser = Parser(
         prog="twostage report",
         allow_abbrev=False,
-        description="Write one self-contained HTML page about a run, or about several side by side. It opens offline "
+        description="Write one self-contained HTML page about a run, or about several side by side. It opens offline\n"
         "and can be mailed. What a run does not hold yet is said in it.",
-        epilog="examples: twostage report runs/first;  twostage report runs/demo/run-* --out demo.html",
+        epilog=REPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder")
     parser.add_argument(
         "--out", type=Path, metavar="FILE",
         help="where the page goes; default: report.html in the run folder, or in the folder that all runs lie in",
     )
-    args = parser.read(arguments)
-    if args.out is not None and args.out.is_dir():
-        raise InputError(f"--out {args.out} is a folder: name a file in it, {args.out / 'report.html'} say")
-    if len(args.runs) == 1:
-        from twostage.report.html import write_report  # matplotlib takes its time
-
-        page = write_report(args.runs[0], args.out)
-    else:
-        from twostage.report.compare import write_comparison
-
-        page = write_comparison(args.runs, args.out)
-    print(f"report: {page}")
-    return 0
+    parser.add_argument("--dry-run", action="store_true", help="read everything, say where the page would go")
+    return parser
 
 
 def audit(arguments: list[str]) -> int:
     """`twostage audit RUN`: every label that stage 1 judged as a table, the most doubtful ones in the terminal."""
+    args = audit_parser().read(arguments)
+    if args.top < 0:
+        raise InputError(f"--top {args.top} is negative")
+    judged = open_judged(args.run)
+    names = judged.labels.class_names
+    if args.class_name is not None and args.class_name not in names:
+        raise InputError(f"no class {args.class_name!r}; {nearest(args.class_name, names)}")
+    table = audit_table(judged)
+    paths = audit_paths(args.run) if args.dry_run else write_audit(table, args.run)
+    print(listing(table, args.class_name, args.top))
+    print(f"audit: {'would write ' if args.dry_run else ''}{paths[0]}, {paths[1]}")
+    if args.export is not None:
+        print(_export(judged, args.export, args.min_confidence, args.others, dry_run=args.dry_run))
+    return 0
+
+
+def audit_parser() -> Parser:
+    """The command line of `audit`."""
     parser = Parser(
         prog="twostage audit",
         allow_abbrev=False,
@@ -83,20 +113,8 @@ def audit(arguments: list[str]) -> int:
         "--others", choices=("keep", "drop"), default="keep",
         help="with --export: whether the other labels that were not kept stay as given (default) or go",
     )
-    args = parser.read(arguments)
-    if args.top < 0:
-        raise InputError(f"--top {args.top} is negative")
-    judged = open_judged(args.run)
-    names = judged.labels.class_names
-    if args.class_name is not None and args.class_name not in names:
-        raise InputError(f"no class {args.class_name!r}; {nearest(args.class_name, names)}")
-    table = audit_table(judged)
-    paths = write_audit(table, args.run)
-    print(listing(table, args.class_name, args.top))
-    print(f"audit: {paths[0]}, {paths[1]}")
-    if args.export is not None:
-        print(_export(judged, args.export, args.min_confidence, args.others))
-    return 0
+    parser.add_argument("--dry-run", action="store_true", help="list them, and say what would be written")
+    return parser
 
 
 def listing(table: pa.Table, class_name: str | None, top: int) -> str:
@@ -137,11 +155,13 @@ def listing(table: pa.Table, class_name: str | None, top: int) -> str:
     return "\n".join(lines)
 
 
-def _export(judged: Judged, name: str, min_confidence: float, others: str) -> str:
+def _export(judged: Judged, name: str, min_confidence: float, others: str, *, dry_run: bool) -> str:
     correction = correct(judged, min_confidence=min_confidence, drop=others == "drop")
-    written = export(judged, correction, name, {"min_confidence": min_confidence, "others": others})
+    settings = {"min_confidence": min_confidence, "others": others}
+    written = export(judged, correction, name, settings, dry_run=dry_run)
     told = ", ".join(f"{given} -> {new} {count:,}" for given, new, count in correction.changes[:5])
-    lines = f"export: label column {name!r}{'' if written else ' (there already, the same)'}: "
+    lines = f"export: {'would write ' if dry_run and written else ''}label column {name!r}"
+    lines += f"{'' if written else ' (there already, the same)'}: "
     lines += f"{correction.num_changed:,} labels changed"
     if told:
         lines += f" ({told if told.isprintable() else ascii(told)}{', …' if len(correction.changes) > 5 else ''})"

@@ -57,10 +57,10 @@ class Repeated:
     gain: tuple[float, float] | None
 
 
-def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
+def write_comparison(run_dirs: Sequence[Path], out: Path | None = None, *, dry_run: bool = False) -> Path:
     """Writes one page about several runs to `out` and returns its path; the same files give the same bytes.
 
-    Without `out` it is report.html in the folder that all runs lie in.
+    Without `out` it is report.html in the folder that all runs lie in. With `dry_run` nothing is written.
 
     Raises:
         InputError: a folder is not there, holds nothing of a run, or is named twice.
@@ -72,7 +72,8 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
             raise InputError(f"{run_dirs[number]} is named twice: name each run once")
     text = render_comparison([collect(path) for path in run_dirs])
     path = out or Path(os.path.commonpath([path.parent for path in resolved])) / "report.html"
-    write_aside(path, text.encode())
+    if not dry_run:
+        write_aside(path, text.encode())
     return path
 
 

@@ -62,8 +62,12 @@ def correct(judged: Judged, *, min_confidence: float, drop: bool) -> Correction:
     )
 
 
-def export(judged: Judged, correction: Correction, name: str, settings: dict[str, Any]) -> bool:
+def export(
+    judged: Judged, correction: Correction, name: str, settings: dict[str, Any], *, dry_run: bool = False
+) -> bool:
     """Writes the corrected labels into the dataset as label column `name`; False where it is there already, the same.
+
+    With `dry_run` it only says whether it would.
 
     Raises:
         InputError: `name` cannot be a file name, or the dataset has a column of that name with other labels.
@@ -75,6 +79,8 @@ def export(judged: Judged, correction: Correction, name: str, settings: dict[str
         if np.array_equal(found.index, correction.index) and np.array_equal(found.label, correction.label):
             return False
         raise InputError(f"{dataset.path} has a label column {name!r} already, with other labels: choose another name")
+    if dry_run:
+        return True
     options = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     column = LabelColumn(
         name=name,

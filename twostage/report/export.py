@@ -50,7 +50,7 @@ examples:
 
 def export(arguments: list[str]) -> int:
     """`twostage export RUN OUT`."""
-    args = _parser().read(arguments)
+    args = make_parser().read(arguments)
     run, out, without = args.run, args.out, set(args.without)
     _check_out(out, run)
     if not (run / "config.yaml").is_file() and (run / "config.json").is_file():
@@ -223,7 +223,8 @@ def _refused(what: str, form: str, error: Exception) -> InputError:
     return InputError(f"this network cannot be {what} ({reason}): leave it out by --without {form}")
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The command line."""
     parser = Parser(
         prog="twostage export",
         allow_abbrev=False,

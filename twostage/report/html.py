@@ -55,11 +55,11 @@ class Panel:
     """(title, colour) of each curve"""
 
 
-def write_report(run_dir: Path, out: Path | None = None) -> Path:
+def write_report(run_dir: Path, out: Path | None = None, *, dry_run: bool = False) -> Path:
     """Writes the report of a run to `out`, `run_dir`/report.html by default, and returns its path.
 
     Reads files only: those of the run folder, and image bytes of the dataset that its config.yaml names. The same files
-    give the same bytes. What the run does not hold yet is said in the report.
+    give the same bytes. What the run does not hold yet is said in the report. With `dry_run` nothing is written.
 
     Raises:
         InputError: there is no such folder, or it holds nothing of a run.
@@ -67,7 +67,9 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """
     run = collect(run_dir)
     path = out or run_dir / "report.html"
-    write_aside(path, render(run).encode())
+    page = render(run)
+    if not dry_run:
+        write_aside(path, page.encode())
     return path
 
 

@@ -25,7 +25,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.loader import StreamedImages
 from twostage.data.plan import Indices
 from twostage.data.schema import InputError, nearest, write_aside, write_table
-from twostage.report.photos import Header, as_dataset, find, inspect, name_of
+from twostage.report.photos import Found, Header, as_dataset, find, inspect, name_of
 from twostage.report.trained import Precision, Trained, open_trained
 from twostage.runtime.evaluation import probabilities
 from twostage.runtime.world import start
@@ -198,7 +198,7 @@ def predict_split(forward: Forward, dataset: Dataset, split: str) -> Predictions
 
 def predict(arguments: list[str]) -> int:
     """`twostage predict MODEL PATHS…`."""
-    args = _parser().read(arguments)
+    args = make_parser().read(arguments)
     _check_out(args.out)
     datasets = [path for path in args.paths if any((path / name).exists() for name in A_DATASET)]
     if datasets and len(args.paths) > 1:
@@ -211,6 +211,9 @@ def predict(arguments: list[str]) -> int:
         dataset.split_indices(split)            # before the network is loaded
     found = find(args.paths) if dataset is None else None
     trained = open_trained(args.model, args.name, own_code=args.own_code)
+    if args.dry_run:
+        print(_rehearsed(args, trained, split if dataset is not None else None, found))
+        return 0
     forward = open_forward(trained, device=args.device, batch_size=args.batch_size, top_k=args.top_k)
     if dataset is not None:
         predictions = predict_split(forward, dataset, split)
@@ -225,6 +228,12 @@ def predict(arguments: list[str]) -> int:
         print(f"{found.passed_over.total():,} other files passed over ({_inert(kinds)})")
     print(f"predict: by {trained.name} of {args.model}" + (f", in {args.out}" if args.out is not None else ""))
     return SOME_UNREADABLE if predictions.problems else 0
+
+
+def _rehearsed(args: argparse.Namespace, trained: Trained, split: str | None, found: Found | None) -> str:
+    what = f"the split {split}" if found is None else f"{len(found.files):,} files"
+    where = "the terminal" if args.out is None else str(args.out)
+    return f"predict: would predict {what} by {trained.name} of {args.model}, into {where}"
 
 
 def listing(predictions: Predictions, class_names: Sequence[str], *, whole: bool) -> str:
@@ -273,7 +282,8 @@ def _write(table: pa.Table, out: Path) -> None:
     write_aside(out, sink.getvalue().to_pybytes())
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The command line."""
     parser = Parser(
         prog="twostage predict",
         allow_abbrev=False,
@@ -289,6 +299,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--split", metavar="NAME", help="of a dataset (default: test)")
     parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes for each image (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="open the model, count the images, and do nothing")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows into FILE.parquet or FILE.csv")
     parser.add_argument(
         "--batch-size", type=int, default=256, metavar="N", help="images at once; less needs less memory (%(default)s)"

@@ -64,20 +64,7 @@ class RunState:
 
 def runs(arguments: list[str]) -> int:
     """`twostage runs DIR…`."""
-    parser = Parser(
-        prog="twostage runs",
-        allow_abbrev=False,
-        description="List the runs in some folders, however deep: how far each is, and its best figures.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run folder, or one that holds some")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument(
-        "--recent", type=float, default=RECENT, metavar="MINUTES",
-        help="an unfinished run that wrote something since is running (default: %(default)g)",
-    )
-    args = parser.read(arguments)
+    args = make_parser().read(arguments)
     if not args.recent > 0:
         raise InputError(f"--recent {args.recent}: must be more than 0 minutes")
     for folder in args.folders:
@@ -118,7 +105,7 @@ def read_state(path: Path, recent: float) -> RunState:
             tested[name] = float(figures["accuracy"])
     if tested and all(name in tested for name in done if name in titles()):
         done.append("evaluate")
-    missing = [name for name in _asked(config) if name not in done]
+    missing = [name for name in asked(config) if name not in done]
     begun = [name for name in _stages(path) if name not in done and (path / name / "inputs.json").exists()]
     mined = _json(path / "mine" / "done.json", problems).get("results")
     mined = mined if isinstance(mined, dict) else {}
@@ -168,7 +155,7 @@ def _stages(path: Path) -> list[str]:
     return [name for name in dict.fromkeys(order) if (path / name).is_dir()]
 
 
-def _asked(config: dict[str, Any]) -> list[str]:
+def asked(config: dict[str, Any]) -> list[str]:
     """What `twostage run` would make by this configuration."""
     sections = map(config.get, ("run", "mine", "train"))
     run, mine, train = (section if isinstance(section, dict) else {} for section in sections)
@@ -242,3 +229,21 @@ def _yaml(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path.name} cannot be read ({' '.join(str(error).split())})")
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        prog="twostage runs",
+        allow_abbrev=False,
+        description="List the runs in some folders, however deep: how far each is, and its best figures.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run folder, or one that holds some")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--recent", type=float, default=RECENT, metavar="MINUTES",
+        help="an unfinished run that wrote something since is running (default: %(default)g)",
+    )
+    return parser

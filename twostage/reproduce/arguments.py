@@ -15,6 +15,12 @@ from twostage.reproduce import grid
 from twostage.reproduce.grid import Cell, Noise, Task
 from twostage.reproduce.results import is_done
 
+EXAMPLES: Final = """\
+examples:
+  twostage reproduce table3 --dataset mnist --data mnist --out runs/table3 --noise asym0.6 --runs 5 --jobs 2
+  twostage reproduce table3 --dataset cifar10 --data cifar10 --out runs/cifar10 --rows ours --dry-run
+  twostage reproduce table4 --data data/clothing1m --out runs/table4 --rows 4 7 12
+"""
 CONFIGS: Final = Path(__file__).parents[2] / "configs"
 
 
@@ -60,10 +66,12 @@ def make_parser() -> Parser:
     """The command line; every option is explained in its help."""
     parser = Parser(
         prog="twostage reproduce",
-        description="Make a table of the paper: every cell is one run, and only what is missing is run, so that the "
-        "same command goes on after anything. Writes OUT/TABLE-DATASET.md and .html, ours beside the paper's, and all "
-        "figures to OUT/results.parquet. Example: twostage reproduce table3 --dataset mnist --rows ours "
-        "--noise asym0.6 --runs 5 --data mnist --out reproduced --jobs 2",
+        allow_abbrev=False,
+        description="Make a table of the paper: every cell is one run, and only what is missing is run, so that the\n"
+        "same command goes on after anything. Writes OUT/TABLE-DATASET.md and .html, ours beside the paper's, and all\n"
+        "figures to OUT/results.parquet.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", help=f"which table: {', '.join(grid.TABLES)}, table4")
     parser.add_argument("--dataset", help="mnist or cifar10 (mnist for table3, cifar10 for table1 and table2)")

@@ -112,7 +112,7 @@ class Waits(Protocol):
 class Progress:
     """Shows people how far a stage is: a bar on a terminal, else a plain line now and then; on the main rank only."""
 
-    def __init__(self, name: str, num_epochs: int, unit: str, world: World, *, interval: float = 30.0) -> None:
+    def __init__(self, name: str, num_epochs: int, unit: str, world: World, *, interval: float = 60.0) -> None:
         """Begins a stage.
 
         Args:
