@@ -19,6 +19,7 @@ from data_prep.check import REASONS, Encoding, Limits
 from data_prep.chunk import ChunkResult, Task
 from data_prep.finish import finish_tables, identity, is_whole
 from data_prep.inputs import some, write_inputs
+from data_prep.mean import MAX_SIZE
 from data_prep.run import done_before, run_chunks
 from data_prep.sources import Listing, Source
 from data_prep.summary import Summary
@@ -75,6 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--short-side", type=int, metavar="PX", help="reduce larger images to this; never enlarges")
     group.add_argument("--encode", choices=tuple(EXTENSIONS), help="write this format (jpeg, if --short-side is given)")
     group.add_argument("--quality", type=int, metavar="Q", help=f"1 to 100, of JPEG and WebP ({QUALITY})")
+    group.add_argument(
+        "--mean-size",
+        type=int,
+        metavar="PX",
+        help="compute the mean of the training images on the way, pixel by pixel, each cut to a square and resized to "
+        "PX (what --short-side says; 0: none). Images that are kept as they are must then be decoded at this size, "
+        "which takes longer",
+    )
     sources.add_shared_arguments(parser.add_argument_group("options of several sources"))
     for name in sources.FORMATS:
         sources.load(name).add_arguments(parser.add_argument_group(f"--format {name}"))
@@ -175,6 +184,7 @@ def _settings(args: argparse.Namespace, source: Source) -> tuple[dict[str, Any],
         settings["encode"] = encoding.image_format
         settings["short_side"] = encoding.short_side
         settings["quality"] = None if encoding.image_format == "png" else encoding.quality
+    settings["mean_size"] = _mean_size(args)
     settings |= {name: getattr(args, name) for name in source.OPTIONS if name not in PATHS}
     limits = Limits(max_bytes=args.max_bytes, max_pixels=args.max_pixels, decode=args.check == "full")
     return {name: value for name, value in settings.items() if value is not None}, limits, encoding
@@ -192,6 +202,16 @@ def _encoding(args: argparse.Namespace) -> Encoding | None:
         raise InputError("--quality does not go with --encode png, which loses nothing")
     quality = QUALITY if args.quality is None else args.quality
     return Encoding(image_format=image_format, short_side=args.short_side, quality=quality)
+
+
+def _mean_size(args: argparse.Namespace) -> int | None:
+    if args.mean_size is None:
+        return None if args.short_side is None else min(args.short_side, MAX_SIZE)
+    if not 0 <= args.mean_size <= MAX_SIZE:
+        raise InputError(f"--mean-size {args.mean_size}: give 1 to {MAX_SIZE}, or 0 for no mean image")
+    if args.mean_size and args.check == "header" and args.short_side is None and args.encode is None:
+        raise InputError("--mean-size needs pixels: it goes with --check full, --short-side or --encode")
+    return args.mean_size or None
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data_prep.mean import PixelSums
 from data_prep.structure import exif_orientation, is_cut, jpeg_start, png_fault, webp_fault
 
 Image.MAX_IMAGE_PIXELS = None            # Pillow's own cap cannot be set per call; ours is checked from the header
@@ -95,8 +96,13 @@ class CheckedImage(NamedTuple):
     height: int
 
 
-def check_image(data: bytes, limits: Limits, encoding: Encoding | None = None) -> CheckedImage:
+def check_image(
+    data: bytes, limits: Limits, encoding: Encoding | None = None, sums: PixelSums | None = None
+) -> CheckedImage:
     """Checks an image's bytes; keeps them as they are, or encodes the image anew with EXIF orientation applied.
+
+    Args:
+        sums: an accepted image is added to them, as it is before it is encoded; needs `encoding` or `limits.decode`.
 
     Raises:
         RejectionError: the image is not accepted, and why.
@@ -114,16 +120,26 @@ def check_image(data: bytes, limits: Limits, encoding: Encoding | None = None) -
         _check_pixels(width, height, limits)
         image_format = _FORMATS[str(image.format)]
         if encoding is not None:
-            return _encode(image, data, encoding)
+            written = _plain(image, data, encoding.short_side)
+            checked = CheckedImage(_encoded(written, encoding), encoding.image_format, written.width, written.height)
+            if sums is not None:
+                sums.add(written)
+            return checked
+        plain: Image.Image | None = None
         if limits.decode or (image_format == "jpeg" and limits.whole and not _has_end(data, jpeg_start(data).scan)):
-            # A JPEG's integrity lies in its entropy code, which is decoded in full at any scale; at 1/8 the rest
-            # (inverse DCT, colour) costs little.
-            image.draft(None, (1, 1))
-            _decode(image, data)
+            if sums is not None:
+                plain = _plain(image, data, sums.size)
+            else:
+                # A JPEG's integrity lies in its entropy code, which is decoded in full at any scale; at 1/8 the rest
+                # (inverse DCT, colour) costs little.
+                image.draft(None, (1, 1))
+                _decode(image, data)
         if text := _FAULTS[image_format](data):
             raise RejectionError("truncated" if text.startswith("ends") else "damaged", text)
         if exif_orientation(image.info.get("exif")) >= 5:
             width, height = height, width
+        if sums is not None and plain is not None:
+            sums.add(plain)
         return CheckedImage(data, image_format, width, height)
 
 
@@ -179,11 +195,11 @@ def _rejection(text: str, data: bytes) -> RejectionError:
     return RejectionError("truncated" if "runcated" in text or is_cut(data) else "damaged", text)
 
 
-def _encode(image: Image.Image, data: bytes, encoding: Encoding) -> CheckedImage:
-    """Orientation applied, then reduced, then written as RGB (or gray, if it is gray) without metadata."""
+def _plain(image: Image.Image, data: bytes, short_side: int | None) -> Image.Image:
+    """Decoded, reduced, upright, RGB (or gray, if it is gray), without metadata."""
     scale = 1.0
-    if encoding.short_side is not None:
-        scale = min(1.0, encoding.short_side / min(image.size))
+    if short_side is not None:
+        scale = min(1.0, short_side / min(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     if scale < 0.5:                      # JPEG only: decodes at 1/2, 1/4, 1/8, but no less than twice the final size
         image.draft(None, (size[0] * 2, size[1] * 2))
@@ -195,7 +211,7 @@ def _encode(image: Image.Image, data: bytes, encoding: Encoding) -> CheckedImage
     if turn is not None:
         plain = plain.transpose(turn)
     plain.info.clear()                   # else EXIF, ICC profile and comments would be written again
-    return CheckedImage(_encoded(plain, encoding), encoding.image_format, plain.width, plain.height)
+    return plain
 
 
 def _encoded(image: Image.Image, encoding: Encoding) -> bytes:

@@ -7,16 +7,18 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
 from data_prep.check import Encoding, Limits, RejectionError, check_image
+from data_prep.mean import SPLIT, PixelSums
 from data_prep.sources import Reader
 from data_prep.tar import TarWriter
 from data_prep.work import CHUNK_SCHEMA, Work, tar_size
-from twostage.data.schema import EXTENSIONS, InputError, write_table
+from twostage.data.schema import EXTENSIONS, SPLITS, InputError, write_table
 
+TRAINING: Final = SPLITS.index(SPLIT)
 _EXTENSIONS = {name: b"." + extension.encode() for name, extension in EXTENSIONS.items()}
 
 
@@ -61,12 +63,14 @@ def write_chunk(task: Task, chunk: int) -> ChunkResult:
     work = task.work
     positions = work.positions(chunk)
     places = work.inputs["place"].take(pa.array(positions)).to_pylist()
+    splits = work.inputs["split"].take(pa.array(positions)).to_pylist()
+    sums = None if work.mean_size is None else PixelSums(work.mean_size)
     found: list[tuple[Any, ...]] = []       # rows of CHUNK_SCHEMA, but for the position
     with TarWriter(work.tar_path(chunk)) as tar:
         index = work.chunk_start(chunk)
-        for place in places:
+        for place, split in zip(places, splits, strict=True):
             try:
-                found.append(_accept(task, place, tar, index))
+                found.append(_accept(task, place, tar, index, sums if split == TRAINING else None))
                 index += 1
             except RejectionError as error:
                 found.append((error.reason, error.detail, *[None] * 6, *task.reader.stamp(place)))
@@ -77,16 +81,18 @@ def write_chunk(task: Task, chunk: int) -> ChunkResult:
     if old is not None and not rows.equals(old):
         work.tar_path(chunk).unlink(missing_ok=True)
         raise InputError(_difference(work, old, rows))
+    if sums is not None:
+        write_table(work.sums_path(chunk), sums.table())
     if old is None:
         write_table(work.rows_path(chunk), rows)
     return ChunkResult.of(chunk, rows)
 
 
-def _accept(task: Task, place: bytes, tar: TarWriter, index: int) -> tuple[Any, ...]:
+def _accept(task: Task, place: bytes, tar: TarWriter, index: int, sums: PixelSums | None) -> tuple[Any, ...]:
     """Reads, checks and adds one image; returns its row without the position."""
     try:
         data, stamp = task.reader.read(place, task.limits.max_bytes)
-        image = check_image(data, task.limits, task.encoding)
+        image = check_image(data, task.limits, task.encoding, sums)
     except MemoryError as error:
         text = "out of memory; try again with fewer --workers or a smaller --max-pixels; at"
         raise OSError(errno.ENOMEM, text, os.fsdecode(place)) from error

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.chunk import ChunkResult
+from data_prep.mean import write_mean
 from data_prep.summary import Summary
 from data_prep.tar import BLOCK, member_header
 from data_prep.work import Plan, Work
@@ -89,6 +90,7 @@ def is_whole(work: Work, results: list[ChunkResult]) -> bool:
     """Whether every file of the dataset is there, and in its place; `results` of chunks in order."""
     names = ["dataset.json", "samples.parquet", "rejected.parquet"]
     names += [f"labels/{name}.parquet" for name in (GIVEN_LABELS, *work.plan.label_columns)]
+    names += ["mean.parquet"] if work.mean_size is not None else []
     if len(results) < work.num_chunks or not all((work.out / name).exists() for name in names):
         return False
     place = Place()
@@ -101,7 +103,7 @@ def is_whole(work: Work, results: list[ChunkResult]) -> bool:
 
 
 def finish_tables(work: Work, results: list[ChunkResult], command: str) -> Summary:
-    """Writes samples.parquet, rejected.parquet, labels/, and, last of all, dataset.json.
+    """Writes samples.parquet, rejected.parquet, labels/, mean.parquet if asked for, and, last of all, dataset.json.
 
     Args:
         results: of all chunks, in order.
@@ -138,6 +140,10 @@ def finish_tables(work: Work, results: list[ChunkResult], command: str) -> Summa
         write_labels(out, column)
     num_shards = sum(result.num_accepted > 0 for result in results)
     marker = dataset_marker(summary.split_counts(), num_shards, digest, [command])
+    if work.mean_size is not None:
+        sums = [work.sums_path(chunk) for chunk in range(work.num_chunks)]
+        means = write_mean(out / "mean.parquet", sums, work.mean_size, digest)
+        marker["mean_sha256"], summary.channel_means = means
     write_json(out / "dataset.json", marker | {"build": identity(plan)})
     return summary
 

@@ -108,7 +108,10 @@ def _check_same(work: Work, folder: Path) -> None:
 
 def _copy_chunk(folder: Path, work: Work, chunk: int) -> None:
     """Copies a chunk that the part has and OUT has not; rows last."""
-    rows, tar = (folder / ".build" / path.name for path in (work.rows_path(chunk), work.tar_path(chunk)))
+    paths = (work.rows_path(chunk), work.tar_path(chunk), work.sums_path(chunk))
+    rows, tar, sums = (folder / ".build" / path.name for path in paths)
+    if sums.exists() and not work.sums_path(chunk).exists():
+        _copy(sums, work.sums_path(chunk))
     if rows.exists() and not work.rows_path(chunk).exists():
         if tar.exists():                # none of a chunk without any accepted image
             _copy(tar, work.tar_path(chunk))

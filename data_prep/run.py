@@ -45,7 +45,8 @@ def done_before(work: Work, reader: Reader | None) -> dict[int, ChunkResult]:
             changed += _changed(work, rows, reader)
         num_bytes = tar_size(rows)
         paths = [work.tar_path(chunk)] if shard is None else [work.tar_path(chunk), work.shard_path(shard)]
-        if not num_bytes or any(path.exists() and path.stat().st_size == num_bytes for path in paths):
+        is_there = not num_bytes or any(path.exists() and path.stat().st_size == num_bytes for path in paths)
+        if is_there and (work.mean_size is None or work.sums_path(chunk).exists()):
             results[chunk] = ChunkResult.of(chunk, rows)
         if shard is not None and num_bytes:
             shard += 1

@@ -27,6 +27,8 @@ class Summary:
         self.rejected: Counter[str] = Counter()
         self.num_bytes = 0
         """of all images"""
+        self.channel_means: list[float] = []
+        """of the training split, red, green, blue, 0..1; empty if not computed"""
         self._rejected_keys: dict[str, list[str]] = {}
         self._digests: list[npt.NDArray[np.uint64]] = []
         self._splits: list[npt.NDArray[np.int8]] = []
@@ -92,6 +94,9 @@ class Summary:
                 lines.append(f"  {count:>9} {reason}: {REASONS[reason]}; {keys}{more}")
         else:
             lines.append("rejected: none")
+        if self.channel_means:
+            means = ", ".join(f"{mean:.3f}" for mean in self.channel_means)
+            lines.append(f"mean of {SPLITS[0]}: [{means}] (for augment.mean; pixel by pixel: mean.parquet)")
         return [_printable(line) for line in lines]
 
     def table(self) -> list[str]:

@@ -14,7 +14,15 @@ from tqdm import tqdm
 
 from data_prep.findings import Finding, check_report_path, in_order, print_findings, write_report
 from data_prep.verify_shards import check_shard
-from data_prep.verify_tables import DAMAGED, Samples, check_labels, check_rejected, check_samples, rows_by_shard
+from data_prep.verify_tables import (
+    DAMAGED,
+    Samples,
+    check_labels,
+    check_mean,
+    check_rejected,
+    check_samples,
+    rows_by_shard,
+)
 from data_prep.workers import run_in_processes
 from twostage.data.schema import InputError, read_marker, shard_name
 
@@ -53,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
         check_report_path(args.report)
     marker = read_marker(args.dataset)
     samples = check_samples(args.dataset, marker)
-    findings = samples.findings + check_rejected(args.dataset)
+    findings = samples.findings + check_rejected(args.dataset) + check_mean(args.dataset, marker)
     label_findings, num_columns = check_labels(args.dataset, marker, samples.num_samples if samples.usable else None)
     findings += label_findings + _unexpected_files(args.dataset, marker, samples)
     if samples.usable:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.findings import Finding
+from data_prep.mean import mean_problem
 from data_prep.verify_shards import BLOCK, ShardRows
 from twostage.data.schema import (
     EXTENSIONS,
@@ -122,6 +123,13 @@ def check_rejected(dataset: Path) -> list[Finding]:
     except DAMAGED as error:
         problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
     return [Finding(file=path.name, problem=problem, remedy=BUILD_AGAIN.format(path.name))] if problem else []
+
+
+def check_mean(dataset: Path, marker: dict[str, Any]) -> list[Finding]:
+    """Findings of mean.parquet."""
+    problem = mean_problem(dataset / "mean.parquet", marker)
+    remedy = BUILD_AGAIN.format("mean.parquet") if "mean_sha256" in marker else "remove mean.parquet"
+    return [Finding(file="mean.parquet", problem=problem, remedy=remedy)] if problem else []
 
 
 def _add(samples: Samples, problem: str) -> None:

@@ -5,6 +5,7 @@
     inputs.arrow                every input in the source's order; read through a memory map
     000012.tar, 000012.parquet  a chunk: an equal share of the shuffled inputs, which becomes one shard; the Parquet
                                 file has a row for each of its inputs, accepted or not, and is written after the tar
+    000012.sums.parquet         with --mean-size: sums of the pixels of its training images, written between the two
 
 Once the numbers of accepted images before it are known, a chunk's tar file moves to shards/ under its final name.
 The Parquet files stay, so that a lost shard can be made again alone.
@@ -127,6 +128,9 @@ class Work:
         shard_size: int = self.plan.settings.get("shard_size", _default_shard_size(len(self.order)))
         self.num_chunks = -(-len(self.order) // shard_size)
 
+        self.mean_size: int | None = self.plan.settings.get("mean_size")
+        """pixels; None if no mean image is asked for"""
+
     def __reduce__(self) -> tuple[type[Work], tuple[Path]]:
         """Travels to a worker as the path alone."""
         return Work, (self.out,)
@@ -146,6 +150,10 @@ class Work:
     def rows_path(self, chunk: int) -> Path:
         """Where a chunk's rows lie."""
         return self.folder / f"{chunk:06d}.parquet"
+
+    def sums_path(self, chunk: int) -> Path:
+        """Where the sums of a chunk's pixels lie, if the mean image is asked for."""
+        return self.folder / f"{chunk:06d}.sums.parquet"
 
     def shard_path(self, shard: int) -> Path:
         """Where a shard lies."""

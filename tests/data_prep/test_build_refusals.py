@@ -114,6 +114,9 @@ def test_paths_that_lead_outside(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--quality", "90"], ["--quality goes with --encode or --short-side"]),
         (["--quality", "90", "--encode", "png"], ["--quality does not go with --encode png"]),
         (["--encode", "gif"], ["--encode", "'gif'", "jpeg"]),
+        (["--mean-size", "-1"], ["--mean-size -1: give 1 to 1024, or 0"]),
+        (["--mean-size", "1025"], ["--mean-size 1025"]),
+        (["--mean-size", "8", "--check", "header"], ["--mean-size needs pixels", "--check full"]),
         (["--check", "none"], ["--check", "'none'", "full"]),
         (["--part", "3/2"], ["--part 3/2: give I/N"]),
         (["--part", "0/2"], ["--part 0/2"]),
@@ -261,16 +264,20 @@ def test_a_source_whose_content_changes_while_permissions_do(photos: Path, tmp_p
 def test_damaged_work_files_are_said_or_mended(photos: Path, tmp_path: Path,
                                                capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "o"
-    assert run(photos, out) == 0
+    assert run(photos, out, "--mean-size", "8") == 0
     before = digests(out)
     for name in (".build/000000.parquet", "shards/000000.tar"):
         (out / name).write_bytes(b"cut")
-    assert run(photos, out) == 0 and digests(out) == before
+    assert run(photos, out, "--mean-size", "8") == 0 and digests(out) == before
+    (out / ".build/000000.sums.parquet").write_bytes(b"cut")
+    (out / "mean.parquet").unlink()
+    refused(capsys, run(photos, out, "--mean-size", "8"), "000000.sums.parquet was damaged", "the same command again")
+    assert run(photos, out, "--mean-size", "8") == 0 and digests(out) == before
     for name in ("plan.json", "inputs.arrow"):
         content = (out / ".build" / name).read_bytes()
         (out / ".build" / name).write_bytes(content[:20])
         capsys.readouterr()
-        refused(capsys, run(photos, out), f"{name} is damaged", f"remove {out}")
+        refused(capsys, run(photos, out, "--mean-size", "8"), f"{name} is damaged", f"remove {out}")
         (out / ".build" / name).write_bytes(content)
 
 

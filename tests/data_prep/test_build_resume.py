@@ -22,7 +22,7 @@ from photos import LIMITS, digests, write_photos
 from data_prep.__main__ import main
 from twostage.data import schema
 
-OPTIONS = ("--format", "folder", "--shard-size", "9", *LIMITS)
+OPTIONS = ("--format", "folder", "--shard-size", "9", "--mean-size", "8", *LIMITS)
 NUM_KILLS = 20
 
 
@@ -229,7 +229,8 @@ def test_a_second_run_does_nothing(photos: Path, dataset: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("name", ["shards/000003.tar", "shards/000003.idx", "samples.parquet", "labels/given.parquet",
-                                  "rejected.parquet", "dataset.json", ".build/000005.parquet"])
+                                  "rejected.parquet", "dataset.json", "mean.parquet", ".build/000005.parquet",
+                                  ".build/000005.sums.parquet"])
 @pytest.mark.parametrize("with_marker", [True, False])
 def test_what_is_lost_is_made_again(photos: Path, intact: Path, dataset: Path, name: str, with_marker: bool) -> None:
     before = times(dataset / "shards")
@@ -318,7 +319,7 @@ def test_progress_is_plain_lines_without_a_terminal(
 
 
 def test_all_chunks_together_hold_every_input_once(intact: Path) -> None:
-    rows = [pq.read_table(path) for path in sorted((intact / ".build").glob("0*.parquet"))]
+    rows = [pq.read_table(path) for path in sorted((intact / ".build").glob("[0-9]?????.parquet"))]
     positions = np.concatenate([table["position"].to_numpy() for table in rows])
     assert np.array_equal(np.sort(positions), np.arange(180))
     assert {len(table) for table in rows} == {9}

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from data_prep.__main__ import main as data_prep
 from tests.data.images import decoded, encoded, expected, noise, write_images
 from twostage.config import AugmentConfig, Config, DataConfig, LoaderConfig, RunConfig
 from twostage.data.dataset import Dataset
 from twostage.data.loader import open_loader
+from twostage.data.schema import InputError
 from twostage.data.views import Views, open_views
 from twostage.runtime import mean_image as module
 from twostage.runtime.mean_image import mean_image
@@ -72,6 +75,57 @@ def test_it_is_computed_once_and_again_when_it_is_another(
     assert np.array_equal(mean(), first)
     kept.write_bytes(kept.read_bytes()[:50])
     assert np.array_equal(mean(), first) and len(computed) == 5, "a damaged file is not made anew"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Training and validation photos of 24 x 20 and 20 x 22 pixels, built with a mean image of 20 x 20."""
+    root = tmp_path_factory.mktemp("built")
+    for number in range(40):
+        split, size = ("train", "train", "train", "val")[number % 4], ((24, 20), (20, 22))[number % 3 == 0]
+        path = root / "photos" / split / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        smooth = Image.fromarray(np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8))
+        smooth.resize((3 * size[0], 3 * size[1]), Image.Resampling.BICUBIC).save(path, quality=95)
+    command = ["build", str(root / "photos"), str(root / "d"), "--format", "folder", "--workers", "1"]
+    assert data_prep([*command, "--short-side", "20"]) == 0
+    return Dataset.open(root / "d")
+
+
+@pytest.mark.parametrize("augment", [AugmentConfig(resize=size, size=16, mean="image") for size in (20, None)])
+def test_the_dataset_s_own_mean_is_taken_and_is_nearly_the_same(
+    built: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: AugmentConfig
+) -> None:
+    run = config(built, tmp_path, augment)
+    right = module._computed(run, views(built, run), ALONE)
+    monkeypatch.setattr(module, "_computed", None)
+    mean = mean_image(run, views(built, run), ALONE)
+    assert mean.shape == (3, 16, 16) and mean.dtype == np.float32
+    assert np.abs(mean - right).mean() < 1
+    assert np.abs(right - np.roll(right, 1, axis=2)).mean() > 3, "a mean that is moved by a pixel would pass as well"
+    (built.path / "mean.parquet").rename(tmp_path / "away")
+    assert np.array_equal(mean_image(run, views(built, run), ALONE), mean), "not kept in the run folder"
+    with pytest.raises(InputError, match=r"mean.parquet is damaged or missing .*data_prep verify"):
+        mean_image(config(built, tmp_path / "other", augment), views(built, run), ALONE)
+    (tmp_path / "away").rename(built.path / "mean.parquet")
+
+
+@pytest.mark.parametrize(
+    ("augment", "holdout"),
+    [
+        (AugmentConfig(resize=20, size=16, mean="image"), 0.2),         # other images
+        (AugmentConfig(resize=18, size=16, mean="image"), None),        # another size
+        (AugmentConfig(resize=20, size=15, mean="image"), None),        # centres that lie half a pixel apart
+        (AugmentConfig(resize=20, size=24, mean="image"), None),        # with a margin that is black
+        (AugmentConfig(resize=20, size=16, mean="image", channels="gray", std=[0.2]), None),
+    ],
+)
+def test_it_is_computed_where_the_dataset_s_own_is_another(
+    built: Dataset, tmp_path: Path, augment: AugmentConfig, holdout: float | None
+) -> None:
+    run = config(built, tmp_path, augment, holdout)
+    right = module._computed(run, views(built, run), ALONE)
+    assert np.array_equal(mean_image(run, views(built, run), ALONE), right)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

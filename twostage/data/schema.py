@@ -42,6 +42,7 @@ SAMPLES_SCHEMA: Final = pa.schema(
 )
 REJECTED_SCHEMA: Final = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 LABELS_SCHEMA: Final = pa.schema([("index", pa.int64()), ("label", pa.int64())])   # further columns may follow
+MEAN_SCHEMA: Final = pa.schema([(name, pa.int64()) for name in ("red", "green", "blue")])   # sums over images, 0..255
 
 
 class InputError(ValueError):
@@ -184,6 +185,40 @@ def read_labels(dataset: Path, name: str) -> LabelColumn:
         parent=metadata.get("parent", ""),
         extra=json.loads(metadata.get("extra", "{}")),
     )
+
+
+def mean_table(sums: npt.NDArray[np.int64], metadata: dict[str, str]) -> pa.Table:
+    """Sums of pixels, (height, width, 3), as rows of MEAN_SCHEMA, line by line."""
+    columns = [np.ascontiguousarray(sums[..., channel]).ravel() for channel in range(3)]
+    return pa.table(columns, schema=MEAN_SCHEMA.with_metadata(metadata))
+
+
+def read_mean(dataset: Path, marker: dict[str, Any]) -> npt.NDArray[np.float64] | None:
+    """The mean image of the training split as `data_prep build` computed it.
+
+    Args:
+        marker: content of dataset.json.
+
+    Returns:
+        (3, size, size) on the scale 0..255: the centre of each image whose shorter side was resized to `size`; None if
+        none was computed, or no image is in the split.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    if "mean_sha256" not in marker:
+        return None
+    path = dataset / "mean.parquet"
+    try:
+        if file_digest(path) != marker["mean_sha256"]:
+            raise ValueError("its SHA-256 is not what dataset.json says")
+        table = pq.read_table(path)
+        size, num_images = (int(table.schema.metadata[name]) for name in (b"size", b"num_images"))
+        sums = np.stack([table[name].to_numpy() for name in MEAN_SCHEMA.names]).reshape(3, size, size)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        remedy = f"run `python -m data_prep verify {dataset}`"
+        raise InputError(f"{path} is damaged or missing ({error}): {remedy}") from error
+    return sums / num_images if num_images else None
 
 
 def dataset_marker(
