@@ -38,11 +38,11 @@ TOY = (
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 photographs as a dataset, with all splits and both label columns."""
+    """400 photographs as a dataset, with all splits and both label columns, out of a source full of faults."""
     shared_file("clothing/clothing-dataset-small.train.tar")
     folder = tmp_path_factory.mktemp("mini")
-    write_mini(folder / "source", num=400, planted=False, rng_seed=1)
-    arguments = ["build", str(folder / "source"), str(folder / "dataset"), "--format", "clothing1m"]
+    write_mini(folder / "source", num=400, rng_seed=1)
+    arguments = ["build", str(folder / "source"), str(folder / "dataset"), "--format", "clothing1m", "--drop-leaks"]
     assert data_prep([*arguments, "--workers", "1", "--short-side", "16"]) == 0
     return folder / "dataset"
 
