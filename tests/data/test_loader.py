@@ -342,6 +342,25 @@ def test_a_damaged_image_is_named(tmp_path: Path, bad: str, config: LoaderConfig
     loader.close()
 
 
+@pytest.mark.parametrize("config", [STREAMED, CACHED], ids=["streamed", "cached"])
+def test_a_shard_that_is_damaged_after_building_is_named_before_dali_sees_it(
+    tmp_path: Path, config: LoaderConfig
+) -> None:
+    """Many damaged JPEGs in one batch: DALI might end the process."""
+    images = [encoded(smooth(number, 40, 40), "jpeg") for number in range(24)]
+    dataset = write_images(tmp_path / "d", images, per_shard=8)
+    with dataset.shard_paths[1].open("r+b") as file:
+        for index in range(8, 16):
+            file.seek(int(dataset.offset[index]) + len(images[index]) // 2)
+            file.write(b"\xff\xc4\xff\xda" * 10)
+    loader = open_loader(dataset, AugmentConfig(resize=None, size=32), config, CPU)
+    with pytest.raises(InputError, match=r"sample (8|9|1[0-5]): .*000001\.tar is damaged: .*run .* verify"):
+        list(loader.batches([np.arange(24)], training=False))
+    good = np.concatenate([np.arange(8), np.arange(16, 24)])
+    assert [index.tolist() for _, index in loader.batches([good], training=False)] == [good.tolist()]
+    loader.close()
+
+
 def test_a_damaged_image_that_nobody_asked_for_is_nobodys(tmp_path: Path) -> None:
     dataset = damaged(tmp_path, b"no image")
     loader = open_loader(dataset, AugmentConfig(resize=None, size=8), STREAMED, CPU)

@@ -116,6 +116,28 @@ def test_a_shard_that_is_too_short_or_missing_is_named(tmp_path: Path) -> None:
     shards.close()
 
 
+def test_bytes_that_are_not_those_of_the_build_are_named(tmp_path: Path) -> None:
+    images = [encoded(noise(index, 5, 5)) for index in range(12)]
+    dataset = write_images(tmp_path / "d", images, per_shard=4)
+    shards = ShardReader(dataset, threads=2)
+    assert len(shards.read(np.array([7]))) == 1
+    for index in (6, 7):
+        with dataset.shard_paths[1].open("r+b") as file:
+            file.seek(int(dataset.offset[index]) + 20)
+            file.write(b"?")
+    place = rf"sample 6: .*000001\.tar is damaged: its {len(images[6])} bytes at offset {dataset.offset[6]} are not"
+    for _ in range(2):
+        with pytest.raises(InputError, match=place + r".* run .* verify"):
+            shards.read(np.array([4, 6]))
+    (read,) = shards.read(np.array([7]))
+    assert read[20] == ord("?"), "a sample is looked at once, when it is read first"
+    shards.close()
+    again = ShardReader(dataset, threads=2)
+    with pytest.raises(InputError, match="sample 7: "):
+        again.read(np.array([7]))
+    again.close()
+
+
 def test_a_failing_disk_is_named(shards: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(fd: int, size: int, offset: int) -> bytes:
         raise OSError(errno.EIO, "Input/output error")

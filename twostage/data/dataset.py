@@ -74,6 +74,14 @@ class Dataset:
         """SHA-256 of samples.parquet: says which images, in which order."""
         return str(self.marker["samples_sha256"])
 
+    @property
+    def image_digests(self) -> npt.NDArray[np.uint8] | None:
+        """(num_samples, 32) SHA-256 of each image's bytes, read anew; None where they are not known."""
+        table = pq.read_table(self.path / "samples.parquet", columns=["sha256"])
+        parts = [np.frombuffer(part.buffers()[1], np.uint8).reshape(-1, 32)[part.offset : part.offset + len(part)]
+                 for part in table["sha256"].chunks]
+        return np.concatenate(parts) if parts else np.empty((0, 32), np.uint8)
+
     @cached_property
     def shard_paths(self) -> list[Path]:
         """Paths of all tar files by shard number."""

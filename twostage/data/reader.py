@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import threading
@@ -30,10 +31,14 @@ READ_AHEAD: Final = 64 << 20
 
 
 class ShardReader:
-    """Reads the encoded images of a dataset."""
+    """Reads the encoded images of a dataset.
+
+    The first time that a sample is read, its bytes are compared with the SHA-256 that was noted when the dataset was
+    built: a few damaged images in one batch can end DALI with the whole process, without a word.
+    """
 
     def __init__(self, dataset: Dataset, threads: int, *, max_open: int | None = None) -> None:
-        """Starts no thread and opens no file yet.
+        """Starts no thread and opens no shard yet.
 
         Args:
             threads: that read at the same time.
@@ -47,12 +52,14 @@ class ShardReader:
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-reader")
+        self._digests = dataset.image_digests
+        self._known = np.full(len(dataset), self._digests is None)
 
     def read(self, indices: Indices) -> list[Bytes]:
         """The bytes of each sample, in the order asked for; a sample may be asked for more than once.
 
         Raises:
-            InputError: a shard is missing or shorter than samples.parquet says.
+            InputError: a shard is missing, or shorter than samples.parquet says, or holds other bytes.
             OSError: the storage failed; names the shard.
         """
         return self.submit(indices).result()
@@ -96,7 +103,19 @@ class ShardReader:
                     f"at offset {offset}; {self._remedy()}"
                 )
             data = data + more if data else more
+        if not self._known[index]:
+            self._check(index, shard, offset, data)
         return np.frombuffer(data, dtype=np.uint8)
+
+    def _check(self, index: int, shard: int, offset: int, data: bytes) -> None:
+        """Compares bytes with their SHA-256, once for each sample: 12 µs for 20 KB, while other threads go on."""
+        assert self._digests is not None
+        if hashlib.sha256(data).digest() != self._digests[index].tobytes():
+            raise InputError(
+                f"sample {index}: {self._dataset.shard_paths[shard]} is damaged: its {len(data)} bytes at offset "
+                f"{offset} are not those that the dataset was built with (another SHA-256); {self._remedy()}"
+            )
+        self._known[index] = True
 
     def _shard(self, shard: int, index: int) -> _OpenShard:
         with self._lock:

@@ -63,6 +63,11 @@ class LooseFiles(Dataset):
     files: list[Path]
 
     @property
+    def image_digests(self) -> None:
+        """Not known: nobody has seen the files before."""
+        return None
+
+    @property
     def shard_paths(self) -> list[Path]:
         """The files."""
         return self.files
