@@ -58,9 +58,11 @@ def _folders(verb: str, config: Config) -> list[str]:
 
 
 def _check_settings(config: Config) -> None:
+    from twostage.runtime.trackers import check_tracker
     from twostage.stage1.mine import check_shares
     from twostage.stage2.methods import check_method
 
+    check_tracker(config.runtime.tracker)
     mining = config.mine
     check_shares(min_score=mining.min_score, min_share=mining.min_share, accept_score=mining.accept_score)
     check_method(config.train)

@@ -9,10 +9,12 @@ import torch
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from twostage.config import Config, DataConfig, RunConfig
 from twostage.data.schema import InputError
 from twostage.runtime import tracking
 from twostage.runtime.world import World
 
+CONFIG = Config(run=RunConfig(dir=Path("r")), data=DataConfig(dataset=Path("d")))
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
@@ -28,7 +30,7 @@ def report(accelerator: Accelerator, steps: range) -> None:
 
 def test_a_resumed_file_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
-    tracking.start_tracking(accelerator, tmp_path / "whole", None)
+    tracking.start_tracking(accelerator, tmp_path / "whole", None, CONFIG)
     report(accelerator, range(1, 13))
     tracking.stop_tracking(accelerator)
     expected = (tmp_path / "whole" / "metrics.jsonl").read_text()
@@ -39,14 +41,14 @@ def test_a_resumed_file_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     ]
     for killed_at in range(13):
         folder = tmp_path / f"killed{killed_at}"
-        tracking.start_tracking(accelerator, folder, None)
+        tracking.start_tracking(accelerator, folder, None, CONFIG)
         report(accelerator, range(1, killed_at + 1))
         tracking.stop_tracking(accelerator)
         if killed_at % 2:
             with (folder / "metrics.jsonl").open("a") as file:
                 file.write('{"step": 1, "epo')      # cut off by the kill
         checkpoint = killed_at // 4 * 4
-        tracking.start_tracking(accelerator, folder, checkpoint or None)
+        tracking.start_tracking(accelerator, folder, checkpoint or None, CONFIG)
         report(accelerator, range(checkpoint + 1, 13))
         tracking.stop_tracking(accelerator)
         assert (folder / "metrics.jsonl").read_text() == expected, f"killed at step {killed_at}"
@@ -60,7 +62,7 @@ def test_a_resumed_file_equals_the_uninterrupted_one(tmp_path: Path) -> None:
 
 def test_lines_are_there_at_once_and_are_valid_json(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
-    tracking.start_tracking(accelerator, tmp_path, None)
+    tracking.start_tracking(accelerator, tmp_path, None, CONFIG)
     tracking.log(accelerator, {"train/loss": math.nan, "val/accuracy": 0.5}, 3, 1)
     line = (tmp_path / "metrics.jsonl").read_text()
     tracking.stop_tracking(accelerator)

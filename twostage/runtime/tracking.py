@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, TensorBoardTracker
+from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
+from twostage.config import Config
 from twostage.data.schema import InputError, write_aside
+from twostage.runtime.trackers import make_tracker
 from twostage.runtime.world import World
 
 NONREPRODUCIBLE_KEYS: Final = ("train/images_per_second", "train/data_wait")
@@ -45,10 +47,11 @@ class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
             file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
 
 
-def start_tracking(accelerator: Accelerator, folder: Path, resumed_step: int | None) -> None:
-    """Lets `log` write to `folder`: `metrics.jsonl`, and TensorBoard's files below `tensorboard/`.
+def start_tracking(accelerator: Accelerator, folder: Path, resumed_step: int | None, config: Config) -> None:
+    """Lets `log` write to `folder`: `metrics.jsonl`, and to what `runtime.tracker` names.
 
     Args:
+        config: of the run.
         resumed_step: step of the checkpoint that training goes on from; what was logged after it is removed, as those
             steps are done again. None for a start from the beginning.
     """
@@ -59,9 +62,8 @@ def start_tracking(accelerator: Accelerator, folder: Path, resumed_step: int | N
     folder.mkdir(parents=True, exist_ok=True)
     keep_until = -1 if resumed_step is None else resumed_step
     forget_after(folder / "metrics.jsonl", keep_until)
-    # TensorBoard cannot remove anything from its files, but shows nothing that a later file purged
-    board = TensorBoardTracker("", folder / "tensorboard", purge_step=keep_until + 1)
-    accelerator.log_with = [JsonLinesTracker(folder / "metrics.jsonl"), board]
+    trackers = make_tracker(folder, config, keep_until + 1)
+    accelerator.log_with = [JsonLinesTracker(folder / "metrics.jsonl"), *trackers]
     accelerator.init_trackers(folder.name)
 
 

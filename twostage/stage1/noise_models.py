@@ -162,7 +162,7 @@ def train(
     state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler)
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
-    tracking.start_tracking(accelerator, folder, resumed)
+    tracking.start_tracking(accelerator, folder, resumed, session.config)
     clean_table, given_table = session.table(clean), session.table(views.labels)
     progress = tracking.Progress(folder.name, config.epochs, "epoch", world)
 

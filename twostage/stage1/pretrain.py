@@ -78,7 +78,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
     state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler)
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
-    tracking.start_tracking(accelerator, folder, resumed)
+    tracking.start_tracking(accelerator, folder, resumed, session.config)
     label_table = session.table(labels_of)
     progress = tracking.Progress(folder.name, config.epochs, "epoch", world)
 

@@ -54,7 +54,7 @@ def finetune(session: Session, folder: Path, weights: Path) -> None:
     state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler)
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
-    tracking.start_tracking(accelerator, folder, resumed)
+    tracking.start_tracking(accelerator, folder, resumed, session.config)
     label_table = session.table(clean_set.labels)
     progress = tracking.Progress(folder.name, config.epochs, "epoch", world)
 

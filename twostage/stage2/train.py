@@ -65,7 +65,7 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
     )
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
-    tracking.start_tracking(accelerator, folder, resumed)
+    tracking.start_tracking(accelerator, folder, resumed, session.config)
     label_table = session.table(seeds)
     progress = tracking.Progress(folder.name, config.sub_epochs, "sub-epoch", world)
 
