@@ -16,7 +16,7 @@ import torch
 
 from tests.data.images import Pixels, decoded, encoded, expected, noise, smooth, write_images
 from twostage.config import AugmentConfig, LoaderConfig
-from twostage.data import plan
+from twostage.data import pipeline, plan
 from twostage.data.augment import Draws
 from twostage.data.dataset import Dataset
 from twostage.data.loader import ImageLoader, StreamedImages, open_loader
@@ -448,6 +448,19 @@ def test_without_a_gpu_for_dali_the_cpu_decodes_and_one_line_says_so(capfd: pyte
     assert len(lines) == 1 and "decoded and augmented on the CPU" in lines[0] and "nvidia-dali-cuda wheel" in lines[0]
     assert choose_backend(CPU, LoaderConfig()) == "cpu"
     assert capfd.readouterr().err == "", "no GPU was asked for"
+
+
+@pytest.mark.parametrize("fancy", [True, False])
+def test_a_gpu_decodes_as_the_settings_say(monkeypatch: pytest.MonkeyPatch, fancy: bool) -> None:
+    """Without a GPU, as far as the decoder's own arguments; `tests/gpu` compares the pixels."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(pipeline.fn.decoders, "image", lambda encoded, **options: asked.update(options) or encoded)
+    loader = LoaderConfig(hw_decoder_load=0.3, fancy_upsampling=fancy)
+    pipeline._decoded(None, AugmentConfig(), loader, "mixed")
+    assert (asked["device"], asked["hw_decoder_load"], asked["jpeg_fancy_upsampling"]) == ("mixed", 0.3, fancy)
+    asked.clear()
+    pipeline._decoded(None, AugmentConfig(), loader, "cpu")
+    assert asked["device"] == "cpu" and not {"hw_decoder_load", "jpeg_fancy_upsampling"} & set(asked)
 
 
 def test_streamed_images_say_what_they_are(mixed: Dataset) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
 
 from tests.data.images import encoded, noise, smooth, write_images
 from tests.gpu.loading import augment, batch_size, one_pass, open_streamed
@@ -18,7 +17,6 @@ from twostage.config import AugmentConfig, LoaderConfig
 from twostage.data import pipeline, plan
 from twostage.data.dataset import Dataset
 from twostage.data.loader import StreamedImages, open_loader
-from twostage.data.reader import ShardReader
 from twostage.data.schema import InputError
 
 CPU = torch.device("cpu")
@@ -33,7 +31,7 @@ def main() -> None:
     part.do("batches lie on the device, channels-last on a GPU", lambda: layout(part, photos))
     for share in SHARES:
         part.do(f"mixed decode against the CPU's, hw_decoder_load {share}", lambda s=share: decode(part, photos, s))
-    part.do("the same with jpeg_fancy_upsampling, straight from DALI", lambda: fancy(part, photos))
+    part.do("the same without fancy_upsampling (only noted)", lambda: plain(part, photos))
     part.do("CPU decode, GPU augments: equals the CPU pipeline", lambda: hybrid(part, photos))
     part.do("lossless images of mixed sizes, cropped, shifted, flipped: as on the CPU", lambda: exact(part, lossless))
     part.do("EXIF orientations 1 to 8: as on the CPU", lambda: orientations(part))
@@ -87,27 +85,20 @@ def pixels(dataset: Dataset, device: torch.device, **options: Any) -> torch.Tens
 
 
 def decode(part: Part, dataset: Dataset, share: float) -> Row:
-    """Levels of 255; other rounding and chroma upsampling are within a few, a broken image is not."""
-    ours, theirs = pixels(dataset, part.device, hw_decoder_load=share), pixels(dataset, CPU)
+    """Levels of 255: other rounding is within a few."""
+    found = far_apart(pixels(dataset, part.device, hw_decoder_load=share), pixels(dataset, CPU))
+    return {**found, "ok": found["max_abs"] <= 4 and found["mean_abs"] < 0.05}
+
+
+def plain(part: Part, dataset: Dataset) -> Row:
+    """What another upsampling of the colours makes of the pixels."""
+    return far_apart(pixels(dataset, part.device, fancy_upsampling=False), pixels(dataset, CPU))
+
+
+def far_apart(ours: torch.Tensor, theirs: torch.Tensor) -> Row:
+    """`apart`, and how many of the values are far."""
     far = ((ours.int() - theirs.int()).abs() > 8).float().mean().item()
-    return {**apart(ours, theirs), "share_over_8_levels": round(far, 6), "ok": apart(ours, theirs)["mean_abs"] < 2}
-
-
-def fancy(part: Part, dataset: Dataset) -> Row:
-    """What a decoder option of DALI that the loader does not use would change."""
-    number = min(128, len(dataset))
-    reader = ShardReader(dataset, 2)
-    data = reader.read(np.arange(number))
-    reader.close()
-    pipe = Pipeline(batch_size=number, num_threads=4, device_id=0 if part.on_gpu else None, prefetch_queue_depth=1)
-    with pipe:
-        source = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        device = "mixed" if part.on_gpu else "cpu"
-        pipe.set_outputs(fn.decoders.image(source, device=device, output_type=types.RGB, jpeg_fancy_upsampling=True))
-    pipe.build()
-    pipe.feed_input("encoded", data)
-    images = torch.from_numpy(np.array(pipe.run()[0].as_cpu().as_tensor()))
-    return apart(images, pixels(dataset, CPU)[:number])
+    return {**apart(ours, theirs), "share_over_8_levels": round(far, 6)}
 
 
 def batches(dataset: Dataset, device: torch.device, settings: AugmentConfig, **options: Any) -> list[torch.Tensor]:
@@ -144,7 +135,7 @@ def orientations(part: Part) -> Row:
         seen.append(views[0].cpu())
         loader.close()
     found = apart(*seen)
-    return {**found, "ok": found["mean_abs"] < 0.05}
+    return {**found, "ok": found["max_abs"] < 0.08}         # 4 levels, after normalisation
 
 
 def repeated(part: Part, dataset: Dataset, share: float) -> Row:

@@ -31,7 +31,12 @@ def main() -> None:
     for options in sweep[:4] if part.toy else sweep:
         part.do(words(options), lambda o=options: {**measured(part, dataset, o), "options": o})
 
+    for share in () if part.toy else SHARES:                # what the interpolation of colours costs
+        plain = {"decoder": "auto", "hw_decoder_load": share, "decode_threads": 8, "fancy_upsampling": False}
+        part.do(words(plain), lambda o=plain: measured(part, dataset, o))
+
     best = best_options(part)
+    part.do("best, without fancy_upsampling", lambda: measured(part, dataset, {**best, "fancy_upsampling": False}))
     part.do(f"best, DALI's own reader instead of ours: {words(best)}", lambda: own_reader(part, dataset, best))
     part.do("best, again", lambda: measured(part, dataset, best))
     part.do("best, two views from one decode", lambda: measured(part, dataset, best, num_views=2))
@@ -46,7 +51,8 @@ def words(options: dict[str, Any]) -> str:
     """The options as a line."""
     who = "CPU decodes, GPU augments" if options.get("decoder") == "cpu" else "mixed"
     share = f", hw_decoder_load {options['hw_decoder_load']}" if "hw_decoder_load" in options else ""
-    return f"{who}{share}, {options.get('decode_threads', 2)} threads"
+    plain = ", without fancy_upsampling" if not options.get("fancy_upsampling", True) else ""
+    return f"{who}{share}, {options.get('decode_threads', 2)} threads{plain}"
 
 
 def measured(part: Part, dataset: Dataset, options: dict[str, Any], *, num_views: int = 1, half: bool = False) -> Row:
@@ -97,7 +103,10 @@ def own_reader(part: Part, dataset: Dataset, options: dict[str, Any]) -> Row:
             initial_fill=1024,
             name="reader",
         )
-        images = fn.decoders.image(encoded, device="mixed" if mixed else "cpu", output_type=types.RGB, **share)
+        fancy = {"jpeg_fancy_upsampling": True} if mixed else {}
+        images = fn.decoders.image(
+            encoded, device="mixed" if mixed else "cpu", output_type=types.RGB, **share, **fancy
+        )
         if part.on_gpu and not mixed:
             images = images.gpu()
         return fn.crop_mirror_normalize(

@@ -191,12 +191,15 @@ def choose_backend(device: torch.device, loader: LoaderConfig) -> Backend:
 
 
 def _decoded(encoded: Any, augment: AugmentConfig, loader: LoaderConfig, backend: Backend) -> Any:
-    share: dict[str, Any] = {"hw_decoder_load": loader.hw_decoder_load} if backend == "mixed" else {}
+    for_gpu: dict[str, Any] = {
+        "hw_decoder_load": loader.hw_decoder_load,
+        "jpeg_fancy_upsampling": loader.fancy_upsampling,      # the CPU decoder always does
+    }
     images = fn.decoders.image(
         encoded,
         device="mixed" if backend == "mixed" else "cpu",
         output_type={"rgb": types.RGB, "gray": types.GRAY}[augment.channels],
-        **share,
+        **(for_gpu if backend == "mixed" else {}),
     )
     return images.gpu() if backend == "hybrid" else images
 
