@@ -50,8 +50,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000
-PartitionName=low Nodes=n1,n2 Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
-PartitionName=high Nodes=n1,n2 MaxTime=60 PriorityTier=10 PreemptMode=OFF
+PartitionName=low Nodes=n1,n2 Default=YES MaxTime=UNLIMITED PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=high Nodes=n1,n2 MaxTime=UNLIMITED PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -97,13 +97,15 @@ class Cluster:
         return done.stdout.strip()
 
     def job(self, number: str) -> Mapping[str, str]:
-        """What `scontrol show job` says: JobState, Restarts, Reason, …"""
+        """Of one job, what `scontrol show job` says: JobState, Restarts, Reason, …"""
         words = self.succeed("scontrol", "-o", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def state(self, number: str) -> str:
-        """RUNNING, COMPLETED, FAILED, CANCELLED, …"""
-        return self.job(number)["JobState"]
+        """RUNNING, COMPLETED, FAILED, CANCELLED, …; of an array job, the first of its tasks' that is not COMPLETED."""
+        lines = self.succeed("scontrol", "-o", "show", "job", number).splitlines()
+        states = [line.partition(" JobState=")[2].split()[0] for line in lines]
+        return next((state for state in states if state != "COMPLETED"), "COMPLETED")
 
     def wait(self, condition: Callable[[], bool], what: str, *, seconds: float = 120) -> None:
         """Until `condition` holds; says what it waited for when it does not come."""
@@ -129,7 +131,7 @@ class Cluster:
         self.succeed("scancel", "--user=root")
         self.wait(lambda: not self.succeed("squeue", "--noheader"), "an empty queue")
         for node in NODES:
-            if "idle" not in self.succeed("sinfo", "--noheader", "--nodes", node, "--format=%T"):
+            if "down" in self.succeed("sinfo", "--noheader", "--nodes", node, "--format=%T"):
                 self.succeed("scontrol", "update", f"nodename={node}", "state=resume")
         self._wait_until_up()
 

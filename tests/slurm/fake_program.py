@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Stands in for the container: called as `fake_program.py python -m twostage VERB … --run.dir DIR …`, it does what the
+batch scripts see of a verb: status.json, done.json, USR2, exit codes. DIR/slurm/fake-VERB says what happens:
+
+    fail    an error
+    wait    works until USR2, has saved then, and leaves
+    finish  works until USR2, and is done then
+
+Anything else is done at once. Every process notes its start in DIR/slurm/starts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+verb = sys.argv[4]
+run_dir = Path(sys.argv[sys.argv.index("--run.dir") + 1])
+rank, env = int(os.environ["RANK"]), os.environ
+notes = run_dir / "slurm" / f"fake-{verb}"
+behaviour = notes.read_text() if notes.exists() else ""
+asked: list[int] = []
+signal.signal(signal.SIGUSR2, lambda number, _: asked.append(number))
+
+
+def say(state: str) -> None:
+    if rank == 0:
+        (run_dir / "status.json").write_text(f'{{\n  "state": "{state}"\n}}\n')
+
+
+(run_dir / verb).mkdir(parents=True, exist_ok=True)
+with (run_dir / "slurm" / "starts").open("a") as file:
+    place = f"{env['SLURMD_NODENAME']} at {env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+    file.write(f"{verb} rank {rank} of {env['WORLD_SIZE']} on {place}\n")
+say("running")
+if behaviour == "fail":
+    say("failed")
+    sys.exit("error: as asked for")
+while behaviour in ("wait", "finish") and not asked:
+    time.sleep(0.05)
+if behaviour == "wait":
+    say("preempted")
+    sys.exit()
+if rank == 0 and verb == "run":
+    (run_dir / "summary.json").write_text("{}")
+    (run_dir / "report.html").write_text("")
+elif rank == 0:
+    (run_dir / verb / "done.json").write_text("{}")
+say("done")

@@ -1,0 +1,84 @@
+"""What can be said of the scripts without SLURM."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.chain import ROOT, Chain, stub
+from tests.slurm.cluster import Cluster
+
+SCRIPTS = sorted(path for kind in ("*.sh", "*.sbatch") for path in (ROOT / "launch" / "slurm").glob(kind))
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Chain:
+    """With an empty queue, and a dataset to build."""
+    squeue = stub(tmp_path, "squeue", "true")
+    settings = {"SOURCE": str(tmp_path), "PATH": f"{squeue.parent}:$PATH"}
+    return Chain(Cluster(tmp_path), tmp_path, tmp_path / "dataset", settings=settings)
+
+
+def scripts(lines: list[str]) -> list[str]:
+    """What the printed commands would submit."""
+    return [match[1] for line in lines if (match := re.match(r"sbatch .* launch/slurm/(\w+)\.sbatch ", line))]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_bash_can_read_it(path: Path) -> None:
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+
+
+def test_shellcheck_finds_nothing() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck: apt-get install shellcheck")
+    done = subprocess.run(["shellcheck", "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_dry_run_prints_the_chain_and_submits_nothing(chain: Chain) -> None:
+    printed = chain.call("--dry-run")
+    assert printed.returncode == 0, printed.stderr
+    lines = printed.stdout.splitlines()
+    assert scripts(lines) == ["prep", "merge", "pretrain", "rank", "train"]
+    assert "--array=1-2" in lines[0] and "--dependency" not in lines[0]
+    for line, before in zip(lines[1:], ("prep", "merge", "pretrain", "rank"), strict=True):
+        assert rf"--dependency=afterok:\<{before}\> --kill-on-invalid-dep=yes" in line
+    assert not chain.run_dir.exists()
+
+
+def test_what_is_done_is_left_out(chain: Chain) -> None:
+    chain.dataset.mkdir()
+    (chain.dataset / "dataset.json").touch()
+    for stage in ("pretrain", "rank"):
+        (chain.run_dir / stage).mkdir(parents=True)
+        (chain.run_dir / stage / "done.json").touch()
+    first, *rest = chain.call("--dry-run").stdout.splitlines()
+    assert first == "prep: done"
+    assert "pretrain: done" in rest
+    assert scripts(rest) == ["merge", "rank", "train"]      # not verified; not mined
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"SOURCE": ""}, "DATASET: no dataset in"),
+    ({"LAUNCHER": "mpirun"}, "LAUNCHER is 'mpirun'; known: srun, accelerate"),
+    ({"LAUNCHER": "accelerate"}, "ACCELERATE_CONFIG: no such file"),
+])
+def test_wrong_settings_are_named(chain: Chain, settings: dict[str, str], message: str) -> None:
+    chain.settings |= settings
+    done = chain.call()
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not chain.run_dir.exists()
+
+
+def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+    for arguments, message in (([], "usage: "), (["--dryrun"], "unknown option --dryrun"),
+                               ([str(tmp_path / "none.sh")], "no such file: ")):
+        done = subprocess.run([ROOT / "launch" / "slurm" / "submit.sh", *arguments], capture_output=True, text=True,
+                              check=False)
+        assert done.returncode == 2 and message in done.stderr

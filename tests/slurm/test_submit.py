@@ -1,0 +1,116 @@
+"""Which jobs run when stages fail, wait, or are asked to stop: SLURM is real, the stages are not (fake_program.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.chain import ROOT, Chain, stub
+from tests.slurm.cluster import Cluster
+
+FAKE = ROOT / "tests" / "slurm" / "fake_program.py"
+STAGES = ["pretrain", "rank", "train"]
+
+
+@pytest.fixture
+def chain(cluster: Cluster, tmp_path: Path) -> Chain:
+    """Stages that do nothing, on a dataset that is there."""
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "dataset.json").touch()
+    return Chain(cluster, tmp_path, tmp_path / "dataset", settings={"CONTAINER": f"({FAKE})"})
+
+
+def behave(chain: Chain, verb: str, how: str) -> None:
+    """Says what a verb will do."""
+    (chain.run_dir / "slurm").mkdir(parents=True, exist_ok=True)
+    (chain.run_dir / "slurm" / f"fake-{verb}").write_text(how)
+
+
+def starts(chain: Chain) -> list[str]:
+    """One line for each process that was started, in order."""
+    path = chain.run_dir / "slurm" / "starts"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for_start(chain: Chain, verb: str, count: int) -> None:
+    """Until that many processes of a verb have begun."""
+    chain.cluster.wait(lambda: sum(line.startswith(verb) for line in starts(chain)) >= count, f"{verb} to begin")
+
+
+def test_every_stage_runs_after_the_one_before_with_a_process_on_each_node(chain: Chain) -> None:
+    jobs = chain.submit()
+    assert list(jobs) == STAGES
+    chain.finish(jobs)
+    lines = [line.split() for line in starts(chain)]
+    assert list(dict.fromkeys(words[0] for words in lines)) == ["pretrain", "rank", "mine", "train", "run"]
+    for verb, job in (("pretrain", "pretrain"), ("rank", "rank"), ("train", "train"), ("run", "train")):
+        place = f"127.0.0.1:{15000 + int(jobs[job]) % 10000}"
+        assert sorted(line for line in starts(chain) if line.split()[0] == verb) == [
+            f"{verb} rank 0 of 2 on n1 at {place}", f"{verb} rank 1 of 2 on n2 at {place}"]
+    assert [words[1:5] for words in lines if words[0] == "mine"] == [["rank", "0", "of", "1"]]
+    assert chain.submit() == {}
+
+
+def test_a_failing_stage_cancels_the_rest_and_submitting_again_runs_only_what_is_missing(chain: Chain) -> None:
+    behave(chain, "rank", "fail")
+    jobs = chain.submit()
+    chain.finish({"pretrain": jobs["pretrain"]})
+    chain.cluster.wait_for(jobs["rank"], "FAILED")
+    chain.cluster.wait_for(jobs["train"], "CANCELLED")
+    assert "error: as asked for" in chain.log("rank")
+    assert "twostage rank failed" in chain.log("rank")
+    behave(chain, "rank", "")
+    again = chain.submit()
+    assert list(again) == ["rank", "train"]
+    chain.finish(again)
+    assert [line.split()[0] for line in starts(chain)].count("pretrain") == 2       # two ranks, once
+
+
+def test_what_is_in_the_queue_is_not_submitted_again(chain: Chain) -> None:
+    behave(chain, "pretrain", "wait")
+    jobs = chain.submit()
+    assert list(jobs) == STAGES
+    assert chain.submit() == {}
+    chain.cluster.succeed("scancel", jobs["train"])
+    again = chain.submit()
+    assert list(again) == ["train"]
+    assert chain.cluster.job(again["train"])["Dependency"].startswith(f"afterok:{jobs['rank']}")
+
+
+def test_nothing_is_submitted_while_slurm_does_not_answer(chain: Chain) -> None:
+    squeue = stub(chain.folder, "squeue", "echo unreachable >&2; exit 1")
+    chain.settings["PATH"] = f"{squeue.parent}:$PATH"
+    done = chain.call()
+    assert done.returncode != 0
+    assert "unreachable" in done.stderr and "submitted" not in done.stdout
+    assert not chain.cluster.succeed("squeue", "--noheader")
+
+
+def test_a_job_is_requeued_up_to_the_cap_then_ends_and_submitting_again_goes_on(chain: Chain) -> None:
+    chain.settings["MAX_REQUEUES"] = "1"
+    behave(chain, "pretrain", "wait")
+    jobs = chain.submit()
+    for start in (1, 2):
+        wait_for_start(chain, "pretrain", 2 * start)
+        chain.cluster.succeed("scancel", "--batch", "--signal=USR1", jobs["pretrain"])
+    chain.cluster.wait_for(jobs["pretrain"], "FAILED")
+    assert chain.cluster.job(jobs["pretrain"])["Restarts"] == "1"
+    assert chain.cluster.job(jobs["pretrain"])["ExitCode"] == "75:0"
+    log = chain.log("pretrain")
+    assert log.count("saved; requeued") == 1 and "start number 2" in log and "MAX_REQUEUES" in log
+    chain.cluster.wait_for(jobs["train"], "CANCELLED")
+    behave(chain, "pretrain", "")
+    chain.finish(chain.submit())
+
+
+def test_a_verb_that_ended_all_the_same_is_not_followed_by_another_before_the_requeue(chain: Chain) -> None:
+    behave(chain, "rank", "finish")         # was in its last step when the signal came
+    jobs = chain.submit()
+    wait_for_start(chain, "rank", 2)
+    chain.cluster.succeed("scancel", "--batch", "--signal=USR1", jobs["rank"])
+    chain.cluster.wait(lambda: "saved; requeued" in chain.log("rank"), "the requeue")
+    assert not any(line.startswith("mine") for line in starts(chain))
+    behave(chain, "rank", "")
+    chain.finish(jobs)
+    assert chain.cluster.job(jobs["rank"])["Restarts"] == "1"
