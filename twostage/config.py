@@ -292,8 +292,7 @@ class RuntimeConfig:
     log_steps: int = 50
     """steps between two lines of metrics"""
     tracker: Literal["tensorboard", "mlflow", "wandb", "none"] = "tensorboard"
-    """where metrics go besides metrics.jsonl. mlflow: to MLFLOW_TRACKING_URI, else to files in RUN/mlflow; wandb: as
-    `wandb login` says, or with WANDB_MODE=offline to files in the stages' folders. Both need the extra `tracking`"""
+    """where metrics go besides metrics.jsonl; mlflow, wandb: with the extra `tracking`, see runtime/trackers.py"""
     max_skipped_steps: int = 10
     """how many steps of one (sub-)epoch may be skipped because the loss of some process is not finite; one more ends
     the run"""

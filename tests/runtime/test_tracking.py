@@ -144,5 +144,16 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert out.count("\n") == 1 and out.startswith("train epoch 1/2: loss 1; ")
 
 
+def test_a_count_says_a_line_a_minute(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with tracking.Count("predict", 2000, "image") as count:
+        for _ in range(20):
+            clock.now += 6.5
+            count.add(100)
+    assert capsys.readouterr().out.splitlines() == [
+        "predict: 1,000 of 2,000 images, 15 images/s, about 65 s left",
+        "predict: 2,000 of 2,000 images, 15 images/s, about 0 s left",
+    ]
+
+
 def test_duration() -> None:
     assert [tracking.duration(s) for s in (3.4, 89, 600, 7200)] == ["3 s", "89 s", "10 min", "2.0 h"]

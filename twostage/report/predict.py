@@ -16,7 +16,6 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from twostage.cli import Parser
 from twostage.config import RuntimeConfig
@@ -28,6 +27,7 @@ from twostage.data.schema import InputError, nearest, write_aside, write_table
 from twostage.report.photos import Found, Header, as_dataset, find, inspect, name_of
 from twostage.report.trained import Precision, Trained, open_trained
 from twostage.runtime.evaluation import probabilities
+from twostage.runtime.tracking import Count
 from twostage.runtime.world import start
 
 SOME_UNREADABLE: Final = 3
@@ -111,7 +111,7 @@ class Forward:
         probability = np.zeros((len(view), self.top_k), dtype=np.float32)
         failed: list[int] = []
         row, alone = 0, 0       # rows that are tried one by one, after a batch with them failed
-        with tqdm(total=len(view), desc="predict", unit="image", delay=1, leave=False, disable=None) as bar:
+        with Count("predict", len(view), "image") as count:
             while row < len(view):
                 part = view[row : row + 1] if alone else view[row:]
                 try:
@@ -120,7 +120,7 @@ class Forward:
                         rows = slice(row, row + len(index))
                         best[rows], probability[rows] = self._most_probable(probs.cpu().numpy())
                         row, alone = row + len(index), max(0, alone - len(index))
-                        bar.update(len(index))
+                        count.add(len(index))
                 except tolerated:
                     if alone:
                         failed.append(row)
@@ -162,17 +162,15 @@ def open_forward(
 def predict_files(forward: Forward, files: Sequence[Path]) -> Predictions:
     """Predicts image files; those that cannot be read have a problem instead."""
     trained = forward.trained
-    bar = tqdm(
-        inspect(files, trained.augment, trained.loader.decode_threads),
-        total=len(files), desc="check", unit="file", delay=1, leave=False, disable=None,
-    )
     problems: dict[int, str] = {}
     headers: dict[int, Header] = {}
-    for row, found in enumerate(bar):
-        if isinstance(found, str):
-            problems[row] = found
-        else:
-            headers[row] = found
+    with Count("check", len(files), "file") as count:
+        for row, found in enumerate(inspect(files, trained.augment, trained.loader.decode_threads)):
+            count.add(1)
+            if isinstance(found, str):
+                problems[row] = found
+            else:
+                headers[row] = found
     best = np.full((len(files), forward.top_k), -1, dtype=np.int64)
     probability = np.zeros((len(files), forward.top_k), dtype=np.float32)
     if headers:

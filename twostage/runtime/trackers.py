@@ -1,5 +1,9 @@
 """Where metrics go besides `metrics.jsonl`: TensorBoard's files, or MLflow or Weights & Biases (`runtime.tracker`).
 
+mlflow: to the server or database in MLFLOW_TRACKING_URI, else to files in RUN/mlflow (`mlflow ui --backend-store-uri`).
+wandb: as `wandb login` says; with WANDB_MODE=offline, to files in the stages' folders (`wandb sync`). Both come with
+pip install 'twostage[tracking]'.
+
 A stage is one run of the tracker, whatever interrupts it: its id is kept in the stage's folder. Steps that are done
 again after an interruption have the same values; MLflow lists these twice, Weights & Biases takes the first.
 """

@@ -201,6 +201,34 @@ class Progress:
         )
 
 
+class Count:
+    """Counts things with a known number: a bar on a terminal, else a plain line a minute. Used as a context."""
+
+    def __init__(self, name: str, total: int, unit: str, *, interval: float = 60.0) -> None:
+        self.name, self.total, self.unit, self.interval = name, total, unit, interval
+        self._bar = tqdm(total=total, desc=name, unit=unit, delay=1, leave=False, disable=not sys.stderr.isatty())
+        self._count = 0
+        self._begun = self._shown = time.monotonic()
+
+    def __enter__(self) -> Count:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def add(self, number: int) -> None:
+        """Notes that so many more are done."""
+        self._count += number
+        self._bar.update(number)
+        now = time.monotonic()
+        if self._bar.disable and now - self._shown >= self.interval:
+            self._shown = now
+            rate = self._count / (now - self._begun)
+            left = duration((self.total - self._count) / max(rate, 1e-9))
+            done = f"{self._count:,} of {self.total:,} {self.unit}s"
+            print(f"{self.name}: {done}, {rate:.0f} {self.unit}s/s, about {left} left", flush=True)
+
+
 def _figure(key: str, value: float) -> str:
     return f"{key.removeprefix('train/').replace('/', ' ').replace('_', ' ')} {value:.4g}"
 
