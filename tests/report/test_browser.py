@@ -90,6 +90,10 @@ def test_page(tab: Browser, pages: dict[str, Path], name: str, screen: str, dark
     tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways when all is open"
     assert tab.evaluate(CONTRAST) == [], "text is hard to read"
+    if name == "plain":
+        wide = "[...document.querySelectorAll('pre.commands, .matrix')].map(e =>"
+        wide += " e.scrollWidth > e.parentElement.clientWidth)"
+        assert True not in tab.evaluate(wide), "commands or matrices are cut off"
 
 
 def test_a_page_that_is_not_well_made_is_noticed(tab: Browser, tmp_path: Path) -> None:
