@@ -15,7 +15,8 @@ $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 	@echo "setting up $(VENV) (some minutes the first time: about 2 GB of packages)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable '.[$(strip $(DALI)),demo,dev,export]'
+	$(PIP) --no-build-isolation deepspeed     # a source package that looks at torch while it is built; compiles nothing
+	$(PIP) --editable '.[$(strip $(DALI)),deepspeed,demo,dev,export]'
 	@touch $@
 
 demo: $(VENV)/.ready  ## the whole method on scanned digits with wrong labels, on the CPU, in minutes

@@ -82,10 +82,13 @@ def main(arguments: list[str] | None = None) -> int:
             if len(given) < len(arguments) - 1:
                 return rehearse(verb, config)
             with status.reported(config.run.dir, verb):
-                return function(config)
+                code = function(config)
+            _part()
+            return code
     except preemption.Preempted as stop:
         if is_main_process():
             print(stop, flush=True)
+        _part()
         return 0
     except InputError as error:
         if is_main_process() or "rank" in str(error):
@@ -97,6 +100,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
+
+
+def _part() -> None:
+    """Leaves the other processes, all being well: one that ends among gloo's threads is sometimes aborted by them."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _explain(error: OSError) -> str:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from twostage.data.schema import InputError, write_aside
 from twostage.runtime import manifest, snapshot
 from twostage.runtime.world import World, agree, gather_strings
+from twostage.runtime.zero import ZeroOptimizer
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 Contents = dict[str, Callable[[], bytes]]
@@ -39,7 +40,7 @@ def save(
     *,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | ZeroOptimizer,
     extra_tensors: dict[str, Tensor],
     state: dict[str, Any],
     world: World,
@@ -79,7 +80,7 @@ def save(
 
 def _contents(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | ZeroOptimizer,
     extra_tensors: dict[str, Tensor],
     state: dict[str, Any],
     scaler_state: dict[str, Any] | None,
@@ -87,7 +88,8 @@ def _contents(
 ) -> Contents:
     """This rank's files. Each is made into bytes only when it is written, so that one copy is held at a time."""
     weights = snapshot.model_tensors(model)
-    moments, rest = snapshot.optimizer_state(optimizer, model)
+    whole = optimizer.gathered() if isinstance(optimizer, ZeroOptimizer) else optimizer
+    moments, rest = snapshot.optimizer_state(whole, model)
     record = json.dumps({"state": state, "optimizer": rest, "scaler": scaler_state}).encode()
     random_tensors, random_rest = snapshot.random_state(world.device)
     own: Contents = {_rng_name(world.rank): lambda: snapshot.to_bytes(random_tensors, random_rest)}
@@ -179,7 +181,7 @@ class Checkpoint:
     def restore(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | ZeroOptimizer,
         world: World,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
@@ -194,7 +196,10 @@ class Checkpoint:
         agree(self.path.name, "checkpoint", world)
         snapshot.restore_model(model, self._tensors("model.safetensors"), str(self.path))
         moments = self._tensors("optimizer.safetensors")
-        snapshot.restore_optimizer(optimizer, model, moments, self.record["optimizer"])
+        whole = optimizer.whole() if isinstance(optimizer, ZeroOptimizer) else optimizer
+        snapshot.restore_optimizer(whole, model, moments, self.record["optimizer"])
+        if isinstance(optimizer, ZeroOptimizer):
+            optimizer.take_over(whole)
         if scaler is not None and self.record["scaler"] is not None:
             scaler.load_state_dict(self.record["scaler"])
         if world.is_main and world.size != self.num_ranks:

@@ -13,12 +13,12 @@ from typing import Final
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from twostage.runtime import preemption
 from twostage.runtime.world import World
+from twostage.runtime.zero import ZeroOptimizer
 
 NOT_FINITE: Final = 1
 STOP: Final = 2
@@ -27,11 +27,11 @@ STOP: Final = 2
 class Descent:
     """Takes the steps of one stage, the same ones on all ranks."""
 
-    def __init__(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer, world: World) -> None:
-        """`optimizer` is the one that `accelerator.prepare` gave."""
+    def __init__(
+        self, accelerator: Accelerator, optimizer: torch.optim.Optimizer | ZeroOptimizer, world: World
+    ) -> None:
+        """`optimizer` is the one that `session.prepare` gave."""
         self._accelerator, self._optimizer, self._world = accelerator, optimizer, world
-        # DeepSpeed's backward takes the step, too
-        self._backward_steps = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.stop = False
         """whether any rank has been asked to stop, as far as the last step knew; the same on all"""
 
@@ -46,10 +46,10 @@ class Descent:
             The ranks whose loss is not finite: none, if the step was taken. The same on all ranks.
         """
         ballot = _Ballot(loss.detach(), self._world)
-        if self._backward_steps:
+        if isinstance(self._optimizer, ZeroOptimizer):      # its backward pass leaves gradients that a step must use up
             spoiled_by = self._count(ballot, step)
             if not spoiled_by:
-                self._accelerator.backward(loss)
+                self._optimizer.descend(loss)
             return spoiled_by
         self._accelerator.backward(loss)
         spoiled_by = self._count(ballot, step)

@@ -28,6 +28,8 @@ from twostage.models.initial import COUNTER, take_over
 from twostage.runtime.initial_weights import InitialWeights, read_initial_weights
 from twostage.runtime.mean_image import mean_image
 from twostage.runtime.world import World, agree, start
+from twostage.runtime.zero import ZeroOptimizer, prepare
+from twostage.runtime.zero_config import asked_for
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Session:
     world: World
     views: Views
     loader: ImageLoader
+    deepspeed: Path | None = None
+    """DeepSpeed's configuration, where the launcher asks for it"""
 
     @property
     def run_dir(self) -> Path:
@@ -122,6 +126,31 @@ class Session:
         new = [name for name in new if not name.endswith(f".{COUNTER}")]
         self.say(f"initial weights from {weights.where}" + (f"; new: {', '.join(new)}" if new else ""))
 
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int, pieces: int = 1
+    ) -> tuple[nn.Module, torch.optim.Optimizer | ZeroOptimizer]:
+        """The network and the optimizer as all processes train them together: by accelerate, or by DeepSpeed.
+
+        Args:
+            batch_size: of the global batch.
+            pieces: in which each process takes its slots, one after the other.
+
+        Raises:
+            InputError: see `zero.prepare`.
+        """
+        if self.deepspeed is None:
+            network, prepared = self.accelerator.prepare(model, optimizer)
+            return network, prepared
+        return prepare(
+            model,
+            optimizer,
+            self.deepspeed,
+            batch_size=batch_size,
+            pieces=pieces,
+            runtime=self.config.runtime,
+            world=self.world,
+        )
+
     def seed_rank(self, purpose: str) -> None:
         """Seeds what dropout and input noise draw from: differently on every rank, equally in every run."""
         torch.manual_seed(derived_seed(self.config.run.rng_seed, purpose, self.world.rank))
@@ -178,6 +207,7 @@ def open_session(config: Config) -> Session:
     Raises:
         InputError: dataset or labels are missing or damaged, or ranks were started with different configurations.
     """
+    deepspeed = asked_for()
     accelerator, world = start(config.runtime)
     dataset = Dataset.open(config.data.dataset)
     views = open_views(dataset, config.data, config.run.rng_seed)
@@ -191,4 +221,6 @@ def open_session(config: Config) -> Session:
         half=world.device.type == "cuda" and config.runtime.precision != "fp32",
         mean_image=mean_image(config, views, world) if config.augment.mean == "image" else None,
     )
-    return Session(config=config, accelerator=accelerator, world=world, views=views, loader=loader)
+    return Session(
+        config=config, accelerator=accelerator, world=world, views=views, loader=loader, deepspeed=deepspeed
+    )

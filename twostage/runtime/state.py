@@ -18,6 +18,7 @@ from twostage.runtime.descent import RunningStatistics
 from twostage.runtime.ema import WeightAverage
 from twostage.runtime.optimizers import Plateau
 from twostage.runtime.world import World, all_reduce_sum, average_batchnorm
+from twostage.runtime.zero import ZeroOptimizer
 
 
 class Meter:
@@ -47,7 +48,7 @@ class TrainingState:
 
     model: nn.Module
     """without any wrapper for distributed training"""
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | ZeroOptimizer
     plateau: Plateau
     meter: Meter
     scaler: torch.amp.GradScaler | None = None
@@ -69,7 +70,7 @@ class TrainingState:
     def new(
         cls,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | ZeroOptimizer,
         plateau: PlateauConfig,
         meter: Meter,
         scaler: torch.amp.GradScaler | None,

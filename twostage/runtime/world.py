@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from twostage.config import RuntimeConfig
 from twostage.data.schema import InputError
+from twostage.runtime.zero_config import hidden_from_accelerate
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,15 @@ def start(runtime: RuntimeConfig) -> tuple[Accelerator, World]:
     # and new weights follow from rng_seed, so that all ranks begin with the same ones.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     try:
-        accelerator = Accelerator(
-            mixed_precision={"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[runtime.precision],
-            cpu=use_cpu,
-            step_scheduler_with_optimizer=False,
-            dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-            dynamo_plugin=None if runtime.compile == "no" else _compilation(runtime.compile),
-        )
+        with hidden_from_accelerate():
+            accelerator = Accelerator(
+                mixed_precision={"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[runtime.precision],
+                cpu=use_cpu,
+                step_scheduler_with_optimizer=False,
+                dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+                dynamo_plugin=None if runtime.compile == "no" else _compilation(runtime.compile),
+            )
     except ValueError as error:
         raise InputError(f"accelerate cannot start with the section `runtime` and this launch: {error}") from error
     if runtime.precision == "fp16" and accelerator.device.type == "cpu":

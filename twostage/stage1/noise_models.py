@@ -34,6 +34,7 @@ from twostage.runtime.optimizers import make_optimizer
 from twostage.runtime.session import Session
 from twostage.runtime.state import Meter, TrainingState
 from twostage.runtime.world import average_batchnorm
+from twostage.runtime.zero import ZeroOptimizer
 
 
 class NoiseModel(Protocol):
@@ -156,10 +157,10 @@ def train(
 
     model = noise.model
     optimizer = make_optimizer(model, config.optimizer)
-    network, prepared = accelerator.prepare(model, optimizer)
+    network, prepared = session.prepare(model, optimizer, config.batch_size)
     descent = Descent(accelerator, prepared, world)
     meter = Meter(("train/loss", "train/clean", "train/noisy"), world.device)
-    state = TrainingState.new(model, optimizer, config.plateau, meter, accelerator.scaler)
+    state = TrainingState.new(model, prepared, config.plateau, meter, accelerator.scaler)
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
     tracking.start_tracking(accelerator, folder, resumed, session.config)
@@ -193,6 +194,8 @@ def train(
             loss = of_clean + of_noisy
             spoiled_by = descent.take(loss, state.total_steps + 1)
             noise.settle()
+            if isinstance(prepared, ZeroOptimizer):
+                prepared.weights_changed()
 
             state.advance(loss, of_clean, of_noisy, spoiled_by=spoiled_by, max_skipped=runtime.max_skipped_steps)
             progress.step(len(index) * world.size, session.loader.data_wait)

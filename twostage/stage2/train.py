@@ -56,12 +56,12 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
     if config.init == "stage1":
         load_weights(weights, model)
     optimizer = make_optimizer(model, config.optimizer)
-    network, prepared = accelerator.prepare(model, optimizer)
+    network, prepared = session.prepare(model, optimizer, config.batch_size)
     descent = Descent(accelerator, prepared, world)
     meter = Meter(("train/loss", "train/cross_entropy", "train/consistency"), world.device)
     method = make_method(config, session)
     state = TrainingState.new(
-        model, optimizer, config.plateau, meter, accelerator.scaler, method.memory, config.ema_decay
+        model, prepared, config.plateau, meter, accelerator.scaler, method.memory, config.ema_decay
     )
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
