@@ -39,7 +39,10 @@ class PixelSums:
         """Adds an upright image of 8 bits, RGB or gray: its centre square, after its shorter side was resized."""
         if self._num_recent == 257:                     # 257 * 255 is all that fits
             self._flush()
-        np.add(self._recent, np.asarray(centre_square(image, self.size).convert("RGB")), out=self._recent)
+        square = centre_square(image, self.size)
+        if square.mode != "RGB":
+            square = square.convert("RGB")
+        np.add(self._recent, np.asarray(square), out=self._recent)
         self._num_recent += 1
         self.num_images += 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -31,8 +32,22 @@ _OF_THE_FILE: Final = {
 }
 
 
+class _Folder:
+    """A folder's descriptor, closed when nobody holds it any more: another thread may be using it meanwhile."""
+
+    def __init__(self, path: bytes) -> None:
+        self.descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:     # at exit, `os` may be gone before this
+        if hasattr(self, "descriptor"):
+            close(self.descriptor)
+
+
 class FileReader:
-    """Reads image files; a place is a path relative to the root, or an absolute one, as the file system spells it."""
+    """Reads image files; a place is a path relative to the root, or an absolute one, as the file system spells it.
+
+    Several threads may read at a time.
+    """
 
     def __init__(self, root: Path, allow_outside: bool) -> None:
         """Opens nothing yet.
@@ -46,15 +61,11 @@ class FileReader:
         self._allow_outside = allow_outside
         self._flags = FLAGS if allow_outside else FLAGS | os.O_NOFOLLOW
         self._inside: dict[bytes, bool] = {}        # folder -> whether it lies below the root, all links followed
-        self._opened: dict[bytes, int] = {}         # folder, as places spell it -> descriptor
+        self._opened: dict[bytes, _Folder] = {}     # by the folder as places spell it
 
     def __reduce__(self) -> tuple[type[FileReader], tuple[Path, bool]]:
         """Travels to a worker without what is open."""
         return FileReader, (Path(os.fsdecode(self._root)), self._allow_outside)
-
-    def __del__(self) -> None:
-        for descriptor in self._opened.values():
-            os.close(descriptor)
 
     def read(self, place: bytes, max_bytes: int) -> tuple[bytes, Stamp]:
         """See `Reader.read`."""
@@ -63,7 +74,7 @@ class FileReader:
             directory = self._opened.get(folder or slash)
             if directory is None:
                 directory = self._open_folder(folder or slash)
-            descriptor = os.open(name, self._flags, dir_fd=directory)
+            descriptor = os.open(name, self._flags, dir_fd=directory.descriptor)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise self._explain(error, place) from error
@@ -110,17 +121,15 @@ class FileReader:
             self._inside[folder] = known
         return known
 
-    def _open_folder(self, folder: bytes) -> int:
-        """A descriptor of a folder, by which its files are opened: shorter than by their whole paths, and safer."""
+    def _open_folder(self, folder: bytes) -> _Folder:
+        """A folder by whose descriptor its files are opened: shorter than by their whole paths, and safer."""
         path = os.path.join(self._root, folder)
         if not self.may_enter(path):
             raise RejectionError("outside", "its folder lies outside of SOURCE")
         if len(self._opened) >= MAX_OPEN:
-            for descriptor in self._opened.values():
-                os.close(descriptor)
             self._opened.clear()
-        self._opened[folder] = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return self._opened[folder]
+        opened = self._opened[folder] = _Folder(path)
+        return opened
 
     def _open_link(self, place: bytes) -> int:
         target = os.path.realpath(os.path.join(self._root, place))

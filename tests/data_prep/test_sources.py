@@ -7,6 +7,7 @@ import gzip
 import os
 import pickle
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,31 @@ def test_no_path_reads_what_lies_outside(
     place = f"{base}/top/{place}" if absolute else place
     result = read(FileReader(base / "top", allow_outside=False), place.encode())
     assert result in (b"top/a.txt", b"top/in/dir/b.txt", "outside", "missing", "unreadable")
+
+
+def test_threads_that_read_from_many_folders_get_their_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each folder has a file of the same name; more folders than stay open."""
+    monkeypatch.setattr("data_prep.sources.files.MAX_OPEN", 3)
+    for folder in range(40):
+        (tmp_path / str(folder)).mkdir()
+        (tmp_path / str(folder) / "1.jpg").write_bytes(b"%d" % folder)
+    asked = np.random.default_rng(0).integers(0, 40, 8000).tolist()
+
+    def num_open() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    def read_all() -> list[bytes]:
+        reader = FileReader(tmp_path, allow_outside=False)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda folder: reader.read(b"%d/1.jpg" % folder, 100)[0], asked))
+        assert num_open() <= before + 3 + 8       # folders that two threads open at the same time
+        return found
+
+    before = num_open()
+    assert read_all() == [b"%d" % folder for folder in asked]
+    assert num_open() == before
 
 
 def test_what_cannot_be_read_is_rejected_and_a_lost_source_is_not(tmp_path: Path) -> None:
