@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 
 from twostage.cli import is_main_process, parse
-from twostage.commands import ALL, OF_FOLDERS, function_of
+from twostage.commands import ALL, OF_FOLDERS, function_of, print_help
 from twostage.data.schema import InputError, nearest
 from twostage.rehearsal import rehearse
 from twostage.runtime import preemption, status
@@ -75,6 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
             return function_of(verb)(arguments[1:])
         if verb not in VERBS:
             raise InputError(f"unknown verb {verb!r}; {nearest(verb, ALL)}")
+        if {"-h", "--help"} & set(arguments):
+            print_help(verb)
+            return 0
         given = [word for word in arguments[1:] if word != "--dry-run"]
         function = VERBS[verb]
         with preemption.listening():

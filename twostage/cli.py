@@ -51,6 +51,13 @@ fields come from the command line, then the file, then the defaults; configs/REF
 """
 
 
+class Formatter(argparse.HelpFormatter):
+    """Leaves the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
 class Parser(argparse.ArgumentParser):
     """Of verbs that have a command line of their own: mistakes come out like all others, as one line."""
 
@@ -91,19 +98,12 @@ def _parser(verb: str, description: str) -> jsonargparse.ArgumentParser:
     """Kept, as `reproduce` parses many times, and making one takes a tenth of a second."""
     parser = jsonargparse.ArgumentParser(
         prog=f"twostage {verb}",
-        usage="%(prog)s --config FILE [--section.field=VALUE ...] [--dry-run] [--print_config]",
         description=description,
-        epilog=examples_of(verb),
-        formatter_class=_Formatter,
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
     parser.add_class_arguments(Config)
     return parser
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-    """Leaves the lines of examples as they are."""
 
 
 def _build(kind: type[Any], values: Any) -> Any:

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from twostage.cli import Parser, examples_of
+from twostage.cli import Formatter, Parser, examples_of
 from twostage.fields import sections
 from twostage.verbs import VERBS
 
@@ -44,7 +44,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
         prog=f"twostage {verb}",
         description=str(VERBS[verb].__doc__),
         epilog=examples_of(verb),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the configuration's fields")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration, and do nothing")
@@ -53,11 +53,26 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def add_fields(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
-    """Adds every field of the configuration as an option, for completion; returns those that take a path."""
+    """Adds every field of the configuration as an option, for help and completion; returns those that take a path."""
     if "--config" not in parser._option_string_actions:
         yield parser.add_argument("--config", help="YAML file with any of the configuration's fields")
     for section in sections():
+        group = parser.add_argument_group(section.name, section.meaning)
         for field in section.fields:
-            action = parser.add_argument(f"--{field.name}", choices=field.choices or None, help=field.meaning)
+            default = "must be given" if field.default is None else f"default: {field.default}"
+            action = group.add_argument(
+                f"--{field.name}",
+                choices=field.choices or None,
+                metavar=None if field.choices else field.kind.upper() if field.kind.isalpha() else "VALUE",
+                help=f"{field.meaning} ({default})".replace("%", "%%"),
+            )
             if field.is_path:
                 yield action
+
+
+def print_help(verb: str) -> None:
+    """The help of a verb that reads a configuration, its fields included."""
+    parser = parser_of(verb)
+    parser.usage = f"twostage {verb} --config FILE [--section.field=VALUE ...] [--dry-run] [--print_config]"
+    list(add_fields(parser))
+    parser.print_help()
