@@ -30,9 +30,10 @@ MAX_REQUEUES=50                         # a job that was started again so often 
 # --- how processes are started -------------------------------------------------------------------------------------
 # srun: one SLURM task is one process. Nothing stands between SLURM and Python: signals arrive, exit codes count.
 #       All GPUs of a node must be visible to each of its tasks: no --gpus-per-task, no --gpu-bind.
-# accelerate: one `accelerate launch` on each node starts that node's processes, as ACCELERATE_CONFIG says (DeepSpeed).
+# accelerate: one `accelerate launch` on each node starts that node's processes, as ACCELERATE_CONFIG says.
 LAUNCHER=srun
-ACCELERATE_CONFIG=
+DEEPSPEED=                              # with srun: launch/deepspeed/zero1.json; empty: plain data parallelism
+ACCELERATE_CONFIG=                      # with accelerate: launch/accelerate/nodes.yaml or deepspeed-nodes.yaml
 HEAD_ADDRESS=                           # of the first node, for the others; empty: the one that SLURM itself uses
 
 # --- where the programs are ----------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ if [ "$launcher" = accelerate ]; then
         --num_machines "$SLURM_JOB_NUM_NODES" --machine_rank "$SLURM_NODEID" \
         --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" -m twostage "$@"
 fi
+if [ -n "$DEEPSPEED" ]; then            # what accelerate's launcher would say
+    export ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_CONFIG_FILE=$DEEPSPEED
+fi
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
 export LOCAL_WORLD_SIZE="${SLURM_STEP_TASKS_PER_NODE%%[(,]*}"       # such as 8(x2): 8 on each of 2 nodes
 exec "${CONTAINER[@]}" python -m twostage "$@"

@@ -22,8 +22,13 @@ settings=$(realpath "$settings")
 cd "$(dirname "$(realpath "$0")")/../.."
 # shellcheck source=launch/slurm/settings.sh
 source "$settings"
+while read -r name; do
+    declare -p "$name" > /dev/null 2>&1 || fail "$settings does not say $name; launch/slurm/settings.sh does"
+done < <(sed -n 's/^\([A-Z_]*\)=.*/\1/p' launch/slurm/settings.sh)
 [ -f "$CONFIG" ] || fail "CONFIG: no such file: $CONFIG"
 [ -n "$SOURCE" ] || [ -f "$DATASET/dataset.json" ] || fail "DATASET: no dataset in $DATASET, and SOURCE is empty"
+[ -z "$DEEPSPEED" ] || [ -f "$DEEPSPEED" ] || fail "DEEPSPEED: no such file: $DEEPSPEED"
+[ -z "$DEEPSPEED" ] || [ "$LAUNCHER" = srun ] || fail "DEEPSPEED goes with LAUNCHER=srun; else ACCELERATE_CONFIG names it"
 [ "$LAUNCHER" != accelerate ] || [ -f "$ACCELERATE_CONFIG" ] || fail "ACCELERATE_CONFIG: no such file: '$ACCELERATE_CONFIG'"
 case $LAUNCHER in srun | accelerate) ;; *) fail "LAUNCHER is '$LAUNCHER'; known: srun, accelerate" ;; esac
 

@@ -66,6 +66,16 @@ class Chain:
         path.write_text(text)
         return path
 
+    def without_slurm(self, verb: str, run_dir: Path) -> None:
+        """The same verb in two processes of this machine."""
+        self.write()
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/accelerate/cpu-2.yaml",
+                   "-m", "twostage", verb, "--config", str(self.folder / "config.yaml"), "--data.dataset",
+                   str(self.dataset), "--run.dir", str(run_dir), *self.options]
+        done = subprocess.run(command, cwd=ROOT, env=self.cluster.environment, capture_output=True, text=True,
+                              check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def submit(self, *arguments: str) -> dict[str, str]:
         """Calls submit.sh; returns the job numbers of the stages that it submitted."""
         printed = self.call(*arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import shutil
@@ -65,6 +66,13 @@ def why_not() -> str | None:
     return None
 
 
+@functools.cache
+def own_disks() -> bool:
+    """Whether programs may have mounts of their own here."""
+    return subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], check=False,
+                          capture_output=True).returncode == 0
+
+
 def search_path() -> str:
     """Debian keeps daemons where users do not look."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -76,6 +84,16 @@ class Cluster:
 
     folder: Path
     daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def local_disk(self) -> Path:
+        """A folder that is another one on each node, where this machine lets it be."""
+        return self.folder / "local"
+
+    def on_disk_of(self, node: str) -> Path:
+        """The node's own folder of that path, as seen from here."""
+        daemon = self.daemons[2 + NODES.index(node)]
+        return Path(f"/proc/{daemon.pid}/root{self.local_disk}")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -155,8 +173,13 @@ class Cluster:
         self._daemon("munged", "--foreground", *(f"{option}={self.folder / name}" for option, name in files))
         self.wait((self.folder / "munge.socket").exists, "munge's socket", seconds=20)
         self._daemon("slurmctld", "-D")
+        self.local_disk.mkdir()
         for node in NODES:
-            self._daemon("slurmd", "-D", "-N", node)
+            if own_disks():
+                disk = f"mount -t tmpfs -o size=100m {node} '{self.local_disk}' && exec slurmd -D -N {node}"
+                self._daemon("unshare", "--mount", "sh", "-c", disk)
+            else:
+                self._daemon("slurmd", "-D", "-N", node)
         self._wait_until_up()
 
     def _daemon(self, *command: str) -> None:

@@ -34,7 +34,8 @@ def say(state: str) -> None:
 (run_dir / verb).mkdir(parents=True, exist_ok=True)
 with (run_dir / "slurm" / "starts").open("a") as file:
     place = f"{env['SLURMD_NODENAME']} at {env['MASTER_ADDR']}:{env['MASTER_PORT']}"
-    file.write(f"{verb} rank {rank} of {env['WORLD_SIZE']} on {place}\n")
+    deepspeed = env.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    file.write(f"{verb} rank {rank} of {env['WORLD_SIZE']} on {place} {deepspeed}".rstrip() + "\n")
 say("running")
 if behaviour == "fail":
     say("failed")

@@ -67,6 +67,8 @@ def test_what_is_done_is_left_out(chain: Chain) -> None:
     ({"SOURCE": ""}, "DATASET: no dataset in"),
     ({"LAUNCHER": "mpirun"}, "LAUNCHER is 'mpirun'; known: srun, accelerate"),
     ({"LAUNCHER": "accelerate"}, "ACCELERATE_CONFIG: no such file"),
+    ({"DEEPSPEED": "zero7.json"}, "DEEPSPEED: no such file: zero7.json"),
+    ({"DEEPSPEED": "launch/deepspeed/zero1.json", "LAUNCHER": "accelerate"}, "DEEPSPEED goes with LAUNCHER=srun"),
 ])
 def test_wrong_settings_are_named(chain: Chain, settings: dict[str, str], message: str) -> None:
     chain.settings |= settings
@@ -74,6 +76,13 @@ def test_wrong_settings_are_named(chain: Chain, settings: dict[str, str], messag
     assert done.returncode == 2
     assert message in done.stderr
     assert not chain.run_dir.exists()
+
+
+def test_a_setting_that_is_missing_is_named(chain: Chain) -> None:
+    path = chain.write()
+    path.write_text(re.sub("(?m)^STAGE_DIR=.*$", "", path.read_text()))
+    done = chain.cluster.call([str(ROOT / "launch" / "slurm" / "submit.sh"), str(path), "--dry-run"])
+    assert done.returncode == 2 and "does not say STAGE_DIR" in done.stderr
 
 
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def test_every_stage_runs_after_the_one_before_with_a_process_on_each_node(chain
     assert chain.submit() == {}
 
 
+def test_deepspeed_is_asked_for_as_its_launcher_would_do_it(chain: Chain) -> None:
+    chain.settings["DEEPSPEED"] = "launch/deepspeed/zero1.json"
+    chain.finish({"pretrain": chain.submit()["pretrain"]})
+    assert all(line.endswith(" launch/deepspeed/zero1.json") for line in starts(chain))
+
+
 def test_a_failing_stage_cancels_the_rest_and_submitting_again_runs_only_what_is_missing(chain: Chain) -> None:
     behave(chain, "rank", "fail")
     jobs = chain.submit()
