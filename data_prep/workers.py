@@ -6,6 +6,7 @@ import ctypes
 import errno
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -13,11 +14,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, Final, TypeVar
 
 Result = TypeVar("Result")
 PR_SET_PDEATHSIG: Final = 1
 WAITING: Final = 2          # jobs for each worker that are made and not yet done
+PIPE: Final = 16 << 10      # bytes; of more, what a worker that dies early has not read would keep its parent for ever
 
 
 def run_in_processes(
@@ -43,7 +47,13 @@ def run_in_processes(
         return
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")              # Arrow's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(initializer, initargs))
+    arguments = pickle.dumps((initializer, initargs))
+    shipped = NamedTemporaryFile(prefix="data_prep-") if len(arguments) > PIPE else None    # noqa: SIM115
+    if shipped is not None:
+        shipped.write(arguments)
+        shipped.flush()
+    start = arguments if shipped is None else shipped.name
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(start,))
     try:
         waiting: set[Future[Result]] = set()
         for job in jobs:
@@ -66,6 +76,8 @@ def run_in_processes(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        if shipped is not None:
+            shipped.close()
 
 
 @contextmanager
@@ -78,10 +90,13 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+def _start(arguments: bytes | str) -> None:
+    """Begins a worker; takes pickled arguments, or the path of a file with them."""
     if sys.platform == "linux":     # at once: a worker that outlives its parent would write beside the next run's
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_with_parent, daemon=True).start()      # elsewhere; or the parent has ended already
+    data = arguments if isinstance(arguments, bytes) else Path(arguments).read_bytes()
+    initializer, initargs = pickle.loads(data)          # noqa: S301  (our own parent's)
     if initializer is not None:
         initializer(*initargs)
 
