@@ -31,10 +31,11 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
     export SRUN_CPUS_PER_TASK
 fi
 
-# supervise COMMAND…: runs it in the background, as bash hears signals only while it waits; sets rc.
+# supervise COMMAND…: runs it in the background, as bash hears signals only while it waits; sets rc, its exit code.
+pid=
 supervise() {
     "$@" &
-    local pid=$!
+    pid=$!
     rc=0
     wait "$pid" || rc=$?
     while [ "$rc" -gt 128 ] && kill -0 "$pid" 2> /dev/null; do      # a signal to this script had ended the wait
@@ -48,13 +49,13 @@ state() { sed -n 's/^ *"state": "\([a-z]*\)".*/\1/p' "$RUN_DIR/status.json" 2> /
 
 # remind: signals all processes of the job but this script, until they have left; the first time they may not listen yet.
 remind() {
-    while [ -z "$(state)" ] || [ "$(state)" = running ]; do     # data_prep has no state, and dies of the first signal
+    while kill -0 "$pid" 2> /dev/null; do
         scancel --signal=USR2 "$SLURM_JOB_ID"
         sleep 10
     done
 }
 asked=no
-trap 'asked=yes; say "asked to stop"; remind &' USR1
+trap 'asked=yes; say "asked to stop"; [ -z "$pid" ] || remind &' USR1
 
 # requeue: the same job again, from where it is now. A job that a user cancels never comes here: that is no USR1.
 requeue() {
@@ -115,6 +116,7 @@ prep() {
 stage_in() {
     DATA=(--data.dataset "$DATASET")
     if [ -z "$STAGE_DIR" ]; then return; fi
+    if [ "$asked" = yes ]; then requeue; fi
     local copy
     copy=$STAGE_DIR/$(sed -n 's/.*"samples_sha256": "\([0-9a-f]*\)".*/\1/p' "$DATASET/dataset.json")
     say "copying shards to $copy"

@@ -120,3 +120,16 @@ def test_a_verb_that_ended_all_the_same_is_not_followed_by_another_before_the_re
     behave(chain, "rank", "")
     chain.finish(jobs)
     assert chain.cluster.job(jobs["rank"])["Restarts"] == "1"
+
+
+def test_data_prep_is_killed_and_begun_again_and_a_status_of_earlier_changes_nothing(chain: Chain) -> None:
+    chain.settings["SOURCE"] = "/images"            # what was built of them has not been verified
+    behave(chain, "verify", "wait")
+    (chain.run_dir / "status.json").write_text('{\n  "state": "done"\n}\n')
+    number = chain.submit()["merge"]
+    wait_for_start(chain, "verify", 1)
+    chain.cluster.succeed("scancel", "--batch", "--signal=USR1", number)
+    chain.cluster.wait(lambda: chain.cluster.job(number)["Restarts"] == "1", "the requeue")
+    behave(chain, "verify", "")
+    chain.finish({"merge": number})
+    assert "failed" not in chain.log("merge")
