@@ -71,11 +71,15 @@ def folder_of(baseline: str) -> str:
     return f"baseline_{baseline}"
 
 
-def titles() -> dict[str, str]:
-    """What the models are called, by folder, in the order of a table."""
+def titles(balance: bool = True) -> dict[str, str]:
+    """What the models are called, by folder, in the order of a table.
+
+    Args:
+        balance: pretrain.balance, whether stage 1's own network is class-balanced.
+    """
     rows = {folder_of(name): row.title for name, row in ALL_BASELINES.items()}
     return rows | {
-        "pretrain": "balanced cross-entropy (stage 1)",
+        "pretrain": f"{'balanced ' if balance else ''}cross-entropy (stage 1)",
         "train": "two-stage",
         "finetune": "fine-tuned on the clean set",
     }

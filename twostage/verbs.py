@@ -259,7 +259,7 @@ def _evaluate(session: Session) -> dict[str, Any]:
     from twostage.runtime.preemption import leave_if_asked
 
     results: dict[str, Any] = {}
-    for name, title in titles().items():
+    for name, title in titles(session.config.pretrain.balance).items():
         folder = session.run_dir / name
         if not (folder / "done.json").exists():
             continue
@@ -308,7 +308,7 @@ def _summarise(config: Config) -> None:
 
     run_dir = config.run.dir
     summary: dict[str, Any] = {"models": {}}
-    for name, title in titles().items():
+    for name, title in titles(config.pretrain.balance).items():
         figures = run_dir / "evaluate" / name / "test.json"
         if figures.exists():
             accuracy = json.loads(figures.read_text())["accuracy"]

@@ -76,11 +76,12 @@ def test_folders_of_classes_and_nothing_else(digits: Path, tmp_path: Path) -> No
     prep = [sys.executable, "-m", "data_prep", "build", str(photos), str(tmp_path / "dataset"), "--format", "folder"]
     succeed([*prep, "--workers", "1"])
     labels = {"data__labels": "given", "data__clean_labels": "null"}
-    settings = {**labels, "pretrain__epochs": "1", "train__sub_epochs": "1"}
+    settings = {**labels, "pretrain__epochs": "1", "pretrain__balance": "false", "train__sub_epochs": "1"}
     printed = succeed(command("run", tmp_path / "dataset", tmp_path / "run", **settings))
     assert "no test images: the dataset has no split `test`" in printed
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert set(summary["models"]) == {"pretrain", "train"}
+    assert summary["models"]["pretrain"]["title"] == "cross-entropy (stage 1)", "it is called balanced, and is not"
     for name, model in summary["models"].items():
         results = json.loads((tmp_path / "run" / name / "done.json").read_text())["results"]
         assert model["val_accuracy"] == results["val_accuracy"] > 0.3

@@ -135,7 +135,7 @@ def collect(path: Path) -> Run:
 def title_of(run: Run, model: str) -> str:
     """What a model is called in the report; stage 1's own network need not be class-balanced."""
     if model == "pretrain" and setting(run, "pretrain", "balance") is False:
-        return "cross-entropy (stage 1)"
+        return titles(balance=False)[model]
     return TITLES.get(model, model)
 
 
