@@ -42,8 +42,8 @@ class Chain:
     def run_dir(self) -> Path:
         return self.folder / "run"
 
-    def write(self) -> Path:
-        """Writes the settings file: the template with other values."""
+    def write(self, **more: str) -> Path:
+        """Writes the settings file: the template with other values, `more` for this once."""
         config = self.folder / "config.yaml"
         config.write_text(CONFIG)
         values = {
@@ -57,6 +57,7 @@ class Chain:
             "GPU_JOBS": "(--nodes=2 --ntasks-per-node=1)",
             "PATH": f"{Path(sys.executable).parent}:$PATH",
             **self.settings,
+            **more,
         }
         text = (ROOT / "launch" / "slurm" / "settings.sh").read_text()
         for name, value in values.items():
