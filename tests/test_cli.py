@@ -62,7 +62,7 @@ def test_wrong_command_lines_end_with_code_2(
         (["runn"], "did you mean 'run'?"),
         (["run", *REQUIRED, "--pretrain.epoch", "3"], "did you mean 'pretrain.epochs'?"),
         (["run", "--config", "nowhere.yaml"], "no such configuration file: nowhere.yaml"),
-        (["run", "--run.dir", "x"], "data.dataset"),
+        (["run", "--run.dir", "x"], "data.dataset; give them, or a file by --config"),
         (["mine", *REQUIRED], "run `twostage rank` first"),
     ]:
         assert main(arguments) == 2

@@ -88,7 +88,10 @@ def parse(verb: str, description: str, arguments: list[str]) -> Config:
     try:
         parsed = _parser(verb, description).parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        message = " ".join(str(error).split())
+        if "arguments are required" in message:
+            message += f"; give them, or a file by --config, configs/photos.yaml say; see twostage {verb} --help"
+        raise InputError(message) from error
     config: Config = _build(Config, parsed)
     return config
 

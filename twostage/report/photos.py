@@ -91,7 +91,7 @@ def find(paths: Sequence[Path]) -> Found:
         elif path.exists():
             files[path] = None
         else:
-            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            siblings = [p.name for p in path.parent.iterdir() if p.name[0] != "."] if path.parent.is_dir() else []
             raise InputError(f"no file or folder {path}; {nearest(path.name, siblings[:1000])}")
     if not files:
         told = f", only {passed_over.total():,} other files" if passed_over else ""
