@@ -75,7 +75,7 @@ class Peer:
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
-            start_new_session=True,
+            process_group=0,                # not a session: Linux would schedule it apart from ours
         )
         os.set_blocking(self._process.stderr.fileno(), False)  # type: ignore[union-attr]
 
