@@ -104,5 +104,17 @@ def _explain(error: OSError) -> str:
     return str(error)
 
 
+class _NoPandas:
+    """Arrow imports pandas where it is installed, a quarter of a second in each process, only to see no frames."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        """Says that pandas is not there."""
+        if name == "pandas":
+            raise ModuleNotFoundError("data_prep works without pandas", name=name)
+
+
+if __name__ in ("__main__", "__mp_main__"):     # the command, or one of its workers, in a process of its own
+    sys.meta_path.insert(0, _NoPandas)
 if __name__ == "__main__":
     sys.exit(main())

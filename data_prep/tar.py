@@ -14,7 +14,7 @@ from typing import Final
 
 BLOCK: Final = 512                      # everything in a tar file takes a multiple of this
 END: Final = bytes(2 * BLOCK)           # closes a tar file
-FLUSH_BYTES: Final = 1 << 20            # written at a time
+FLUSH_BYTES: Final = 1 << 17            # written at a time: what was just read is then still in the core's own cache
 FLUSH_PARTS: Final = 1020               # a system call takes 1024 parts
 
 # ustar: name, mode, uid, gid, size, mtime, check sum, type, link name, magic, version, user, group, device, prefix.

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from tests.bench import loading, mining, peer, pi_forward, planning, small_images, tables
+from tests.bench import building, loading, mining, peer, pi_forward, planning, small_images, tables
 from tests.bench.contest import Contest, Scale
 
 Compare: TypeAlias = Callable[[Scale, Path], Iterator[Contest]]
 COMPARISONS: dict[str, Compare] = {
+    "build": building.compare,
     "plan": planning.compare,
     "loader": loading.compare,
     "mining": mining.compare,

@@ -7,12 +7,16 @@ FILES is a text file with `path TAB label` a line; each pass writes a new folder
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import TypeAlias
+
+from tests.bench.peer import serve
+from tests.bench.theirs.absent import stand_in
 
 Inputs: TypeAlias = list[tuple[str, int]]
 PER_SHARD = 4096
@@ -30,9 +34,6 @@ def webdataset(inputs: Inputs, out: Path) -> None:
 
 def mosaic(inputs: Inputs, out: Path) -> None:
     """MosaicML's MDSWriter with its default shard size; SHA-256 of each shard, as our shards have one of each image."""
-    from tests.bench.theirs.absent import stand_in
-
-    stand_in("torchvision", "transformers")
     from streaming import MDSWriter
 
     with MDSWriter(out=str(out), columns={"image": "bytes", "label": "int"}, hashes=["sha256"]) as sink:
@@ -101,13 +102,15 @@ def _shared(write: Callable[[Inputs, Path], None], inputs: Inputs, out: Path, wo
 
 def main() -> None:
     """Serves passes."""
-    from tests.bench.peer import serve
-
     writer, files, out, workers = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     short_side = int(sys.argv[5]) if len(sys.argv) > 5 else None
     rows = (line.split("\t") for line in files.read_text().splitlines())
     inputs = [(path, int(label)) for path, label in rows]
     numbers = count()
+    if writer == "mosaic":
+        stand_in("torchvision", "transformers")
+    if writer in ("webdataset", "mosaic"):      # before it forks
+        importlib.import_module({"webdataset": "webdataset", "mosaic": "streaming"}[writer])
 
     def one_pass() -> None:
         folder = out / f"pass-{next(numbers)}"
