@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,10 @@ class Session:
 
     def seed_rank(self, purpose: str) -> None:
         """Seeds what dropout and input noise draw from: differently on every rank, equally in every run."""
-        torch.manual_seed(derived_seed(self.config.run.rng_seed, purpose, self.world.rank))
+        seed = derived_seed(self.config.run.rng_seed, purpose, self.world.rank)
+        torch.manual_seed(seed)
+        random.seed(seed)       # a network of the user's may draw from these two
+        np.random.seed(seed % 2**32)
 
     def draws(self, batch_size: int, *, epoch: int, num_views: int) -> Callable[[int], npt.NDArray[np.float32]]:
         """What augments this rank's slots of each global batch of an epoch, by step: (num_views, slots, 5)."""

@@ -185,10 +185,13 @@ def prepare(
 
 
 def _join(world: World) -> None:
-    """A single process needs a process group too: DeepSpeed communicates with itself."""
-    if not torch.distributed.is_initialized():
-        backend, store = "nccl" if world.device.type == "cuda" else "gloo", torch.distributed.HashStore()  # type: ignore[attr-defined]
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    """A single process, started without a launcher, needs what one would give it: DeepSpeed talks to itself."""
+    if torch.distributed.is_initialized():
+        return
+    os.environ.setdefault("LOCAL_RANK", "0")
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=world.size)
 
 
 def _import(device: torch.device) -> Any:

@@ -1,0 +1,179 @@
+"""Runs of several gloo processes, as a launcher that asks for DeepSpeed would start them.
+
+They start fast, as they are forked from a process that has imported everything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from twostage.config import RuntimeConfig
+from twostage.runtime import manifest
+from twostage.runtime.tracking import NONREPRODUCIBLE_KEYS
+from twostage.runtime.zero_config import FILE, USE
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["zero_ranks", "twostage.verbs", "twostage.stage1.pretrain", "twostage.stage2.train"])
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "data.labels": "noisy",
+    "data.holdout": "0.1",
+    "model.name": "zero_ranks:factory",
+    "model.dropout": "0.2",
+    "augment.channels": "gray",
+    "augment.resize": "null",
+    "augment.size": "32",
+    "augment.shift": "1",
+    "augment.flip": "false",
+    "augment.mean": "[0.3]",
+    "augment.std": "[0.35]",
+    "pretrain.epochs": "2",
+    "pretrain.batch_size": "64",
+    "pretrain.optimizer.lr": "0.003",
+    "train.method": "temporal_ensembling",
+    "train.sub_epochs": "2",
+    "train.batch_size": "64",
+    "train.ema_decay": "0.99",
+    "train.consistency_weight": "3",
+    "train.optimizer.lr": "0.001",
+    "runtime.log_steps": "5",
+    "runtime.checkpoint_steps": "4",
+}
+if "index_log" in {field.name for field in dataclasses.fields(RuntimeConfig)}:
+    SETTINGS["runtime.index_log"] = "true"
+
+
+def factory(*, num_classes: int, in_channels: int, image_size: int, dropout: float, input_noise: float) -> nn.Module:
+    """A small network with BatchNorm and dropout: what ranks could disagree on."""
+    assert image_size and not input_noise
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(256, num_classes),
+    )
+
+
+def command(verb: str, dataset: Path, run_dir: Path, **settings: str) -> list[str]:
+    """Arguments of `python -m twostage`; a setting is written `section__field`."""
+    given = {**SETTINGS, "data.dataset": str(dataset), "run.dir": str(run_dir)}
+    given |= {name.replace("__", "."): value for name, value in settings.items()}
+    return [verb, *(f"--{name}={value}" for name, value in given.items())]
+
+
+@dataclasses.dataclass
+class Run:
+    """A command in several processes, which print into `log`."""
+
+    processes: list[BaseProcess]
+    log: Path
+
+    @property
+    def alive(self) -> bool:
+        """Whether no rank has ended."""
+        return all(process.is_alive() for process in self.processes)
+
+    def signal(self, number: signal.Signals, *ranks: int) -> None:
+        """Sends a signal to some ranks, or to all."""
+        for rank in ranks or range(len(self.processes)):
+            process = self.processes[rank]
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, number)
+
+    def wait(self, seconds: float = 120) -> list[int | None]:
+        """Waits for all ranks, and returns their exit codes; kills what is left then."""
+        until = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, until - time.monotonic()))
+        codes = [process.exitcode for process in self.processes]
+        self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.join()
+        return codes
+
+    def succeed(self) -> str:
+        """Waits for a good end, and returns what was printed."""
+        codes = self.wait()
+        assert not any(codes), f"{codes}\n{self.log.read_text()}"
+        return self.log.read_text()
+
+
+def start(arguments: Sequence[str], log: Path, *, size: int = 2, stage: int = 1, write_delay: float = 0.0) -> Run:
+    """Starts `python -m twostage ARGUMENTS` in `size` processes, under ZeRO `stage`; 0: without DeepSpeed.
+
+    `write_delay` is how many seconds the writing of each file of a checkpoint is slowed down by.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    environment |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)} if size > 1 else {}
+    environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
+    if stage:
+        environment |= {USE: "true", FILE: str(ROOT / "launch" / "deepspeed" / f"zero{stage}.json")}
+    log.unlink(missing_ok=True)
+    processes = []
+    for rank in range(size):
+        own = {**environment, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {})}
+        process = FORKS.Process(target=_rank, args=(own, list(arguments), log, write_delay))
+        process.start()
+        processes.append(process)
+    return Run(processes, log)
+
+
+def _rank(environment: dict[str, str], arguments: list[str], log: Path, write_delay: float) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    os.environ.update(environment)
+
+    import torch
+
+    from twostage.__main__ import main
+
+    torch.set_num_threads(1)
+    write = manifest.write_synced
+
+    def slow(path: Path, data: bytes) -> dict[str, Any]:
+        time.sleep(write_delay)
+        return write(path, data)
+
+    manifest.write_synced = slow
+    sys.exit(main(arguments))
+
+
+def result(stage: Path) -> dict[str, Any]:
+    """All that a stage leaves: weights, each file of the newest checkpoint, metrics, and the log of sample indices."""
+    newest = manifest.committed(stage / "checkpoints")[0]
+    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "weights": (stage / "model.safetensors").read_bytes(),
+        "metrics": [{key: value for key, value in line.items() if key not in NONREPRODUCIBLE_KEYS} for line in lines],
+        "done": (stage / "done.json").read_bytes(),
+        **{f"checkpoint/{path.name}": path.read_bytes() for path in newest.iterdir()},
+        **{f"indices/{path.name}": path.read_bytes() for path in stage.glob("indices/*")},
+    }
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what differs; for messages that people can read."""
+    return sorted(name for name in {**one, **other} if one.get(name) != other.get(name))
