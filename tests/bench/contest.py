@@ -47,7 +47,7 @@ class Target:
     at_least: float | None = None
     at_most: float | None = None
     of: str = "rate"
-    """`rate` or `mib`"""
+    """`rate`, `mib` or `growth` (of memory, from the first round to the last; always ours alone)"""
     ours: str | None = None
     """name of the side that is meant; the first, unless said otherwise"""
 
@@ -62,6 +62,8 @@ class Contest:
     """by side, ours first; one figure a round; more is better"""
     mib: dict[str, float] = field(default_factory=dict)
     """by side, the largest of all rounds"""
+    growth: dict[str, float] = field(default_factory=dict)
+    """by side, memory after the last round divided by that after the first"""
     missing: dict[str, str] = field(default_factory=dict)
     """sides that were not measured, and why"""
     targets: tuple[Target, ...] = ()
@@ -74,7 +76,8 @@ class Contest:
     def found(self, target: Target) -> float | None:
         """What the target speaks of; None where a side that it needs was not measured."""
         ours = target.ours or next(iter(self.rates), "")
-        values = self.mib if target.of == "mib" else {side: self.rate(side) for side in self.rates}
+        rates = {side: self.rate(side) for side in self.rates}
+        values = {"rate": rates, "mib": self.mib, "growth": self.growth}[target.of]
         others = [values[side] for side in target.against if side in values]
         if ours not in values or (target.against and not others):
             return None
@@ -100,6 +103,7 @@ class Contest:
                 "median": self.rate(side),
                 "ours_over_it": None if ours is None else self.rate(ours) / self.rate(side),
                 "mib": self.mib.get(side),
+                "growth": self.growth.get(side),
             }
             for side, rates in self.rates.items()
         ]
@@ -139,7 +143,7 @@ def alternate(
     present = {name: side for name, side in sides.items() if not isinstance(side, Missing)}
     missing = {name: side.why for name, side in sides.items() if isinstance(side, Missing)}
     rates: dict[str, list[float]] = {name: [] for name in present}
-    mib: dict[str, float] = {}
+    mib: dict[str, list[float]] = {name: [] for name in present}
     for number in range(-1 if warm_up else 0, rounds):
         for name, side in list(present.items()):
             if before is not None:
@@ -155,10 +159,19 @@ def alternate(
             if isinstance(result, Pass):
                 seconds = result.seconds
                 if result.mib is not None:
-                    mib[name] = max(result.mib, mib.get(name, 0.0))
+                    mib[name].append(result.mib)
             if number >= 0:
                 rates[name].append(amount / seconds)
-    return Contest(title, unit, rates, mib, missing, tuple(targets), tuple(notes))
+    return Contest(
+        title,
+        unit,
+        rates,
+        mib={name: max(values) for name, values in mib.items() if values},
+        growth={name: values[-1] / values[0] for name, values in mib.items() if values},
+        missing=missing,
+        targets=tuple(targets),
+        notes=tuple(notes),
+    )
 
 
 class Failed(Exception):        # noqa: N818

@@ -1,112 +1,116 @@
-"""From shards to normalised batches on the CPU: our reader and plan, against DALI's own reader and shuffle buffer.
+"""From shards to normalised batches on the CPU: our reader and plan, beside DALI's own reader and other loaders.
 
-The same decoding and augmentation behind both. Our own reader stands while it is within 5 % of DALI's end to end.
+Everybody does the same to an image: a random crop of 224 from 256 pixels, a flip, float32 normalised by channel (we
+have no random *resized* crop: the paper has none). Each side is a process of its own, with two threads or workers, and
+holds none of the others' data. Shuffling is each one's own: ours over everything, the others' in a buffer or a block.
 """
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from nvidia.dali import fn, pipeline_def, types
-from torch.utils.dlpack import from_dlpack
+from tests.bench import inputs
+from tests.bench.contest import Contest, Failed, Missing, Scale, Side, Target, alternate
+from tests.bench.peer import Peer, extra, own_folder
 
-from tests.bench.contest import Contest, Scale, Target, alternate
-from tests.data.images import encoded, write_images
-from twostage.config import AugmentConfig, LoaderConfig
-from twostage.data import plan
-from twostage.data.dataset import Dataset
-from twostage.data.loader import StreamedImages
-
-NUM, SIZE, BATCH, THREADS, AHEAD = 1024, 256, 64, 2, 4
-AUGMENT = AugmentConfig(resize=None, size=224)
+OURS, THEIRS = "tests.bench.load_ours", "tests.bench.theirs.load_images"
+WORKERS = 2
+READER, MEMORY = "DALI's webdataset reader", "the same graph, fed from memory"
+PILLOW, TURBO = "webdataset, DataLoader, Pillow", "webdataset, DataLoader, libjpeg-turbo"
+MOSAIC, LITDATA, FFCV = "MosaicML Streaming, libjpeg-turbo", "litdata, libjpeg-turbo", "FFCV"
+DROP = Path("/proc/sys/vm/drop_caches")
 
 
 def compare(scale: Scale, folder: Path) -> Iterator[Contest]:
-    """Passes over 1,024 JPEGs of 256 × 256 pixels."""
-    with dataset() as images:
-        options = LoaderConfig(cache="never", decode_threads=THREADS, prefetch=AHEAD)
-        loader = StreamedImages(images, AUGMENT, options, torch.device("cpu"))
-        theirs = dali_reader(images)
+    """Passes from the page cache, passes with the cache dropped before each, and two views of one image."""
+    num = scale.pick(2048, 8192)
+    dataset = folder / "dataset"
+    files = inputs.write_files(inputs.made_up(num, "256", folder), folder / "photos")
+    listed = folder / "files.txt"
+    listed.write_text("".join(f"{file}\t{label}\n" for file, label in files))
+    inputs.data_prep(["build", str(folder / "photos"), str(dataset), "--format", "folder", "--check", "header"])
+    with ExitStack() as stack:
+        sides = _loaders(stack, num, folder, dataset, listed)
+        limits: dict[str, Side | Missing] = {
+            MEMORY: stack.enter_context(Peer(OURS, "memory", dataset)),
+            "limit: libjpeg-turbo alone": extra("simplejpeg")
+            or stack.enter_context(Peer("tests.bench.theirs.decode_alone", dataset / "shards", WORKERS)),
+        }
         yield alternate(
-            "1,024 JPEGs of 256 px, random crop and flip",
+            f"{num:,} JPEGs of 256 px from the page cache: random crop of 224, flip, normalise",
             unit="images/s",
-            amount=NUM,
-            sides={"ours": lambda: ours_pass(loader), "DALI's webdataset reader": lambda: their_pass(theirs)},
+            amount=num,
+            sides=sides | limits,
             rounds=scale.rounds,
-            targets=[Target("≥ 0.95 × DALI's reader", against=("DALI's webdataset reader",), at_least=0.95)],
+            targets=[
+                Target("≥ 0.95 × DALI's own reader", against=(READER,), at_least=0.95),
+                Target("≥ 1.5 × the best other loader", against=(PILLOW, TURBO, MOSAIC, LITDATA), at_least=1.5),
+                Target("≥ 0.9 × the same graph fed from memory", against=(MEMORY,), at_least=0.9),
+                Target("memory flat from round to round", of="growth", at_most=1.02),
+            ],
         )
-        loader.close()
-
-
-@contextmanager
-def dataset() -> Iterator[Dataset]:
-    """JPEGs of about 20 KB with the spectrum of photos."""
-    rng = np.random.default_rng(0)
-    frequency = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None]) + 1 / SIZE
-    files = []
-    for _ in range(64):
-        spectrum = np.fft.rfft2(rng.normal(size=(3, SIZE, SIZE))) / frequency**1.2
-        image = np.fft.irfft2(spectrum, s=(SIZE, SIZE))
-        image = 128 + 50 * (image - image.mean()) / image.std()
-        files.append(encoded(np.moveaxis(image, 0, 2).clip(0, 255).astype(np.uint8), "jpeg", quality=90))
-    with tempfile.TemporaryDirectory() as folder:
-        yield write_images(Path(folder) / "d", [files[number % 64] for number in range(NUM)], per_shard=256)
-
-
-def ours_pass(loader: StreamedImages) -> None:
-    """Once through all images, in an order of the plan."""
-    batches = plan.epoch_batches(np.arange(NUM), batch_size=BATCH, rng_seed=0, epoch=0)
-
-    def draws(step: int) -> Any:
-        return plan.draws(BATCH, rng_seed=0, epoch=0, step=step, num_views=1)
-
-    for _ in loader.batches(batches, training=True, draws=draws):
-        pass
-
-
-def dali_reader(images: Dataset) -> Any:
-    """A pipeline that shuffles as DALI does, within a buffer of a quarter of the images."""
-    assert isinstance(AUGMENT.mean, list)
-    mean, std = [255 * value for value in AUGMENT.mean], [255 * value for value in AUGMENT.std]
-
-    @pipeline_def(batch_size=BATCH, num_threads=THREADS, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
-    def graph() -> Any:
-        encoded_images = fn.readers.webdataset(
-            paths=[str(path) for path in images.shard_paths],
-            index_paths=[str(path.with_suffix(".idx")) for path in images.shard_paths],
-            ext=["jpg"],
-            missing_component_behavior="error",
-            random_shuffle=True,
-            initial_fill=NUM // 4,
-        )
-        return fn.crop_mirror_normalize(
-            fn.decoders.image(encoded_images, output_type=types.RGB),
-            crop=(AUGMENT.size, AUGMENT.size),
-            crop_pos_x=fn.random.uniform(range=(0, 1)),
-            crop_pos_y=fn.random.uniform(range=(0, 1)),
-            mirror=fn.random.coin_flip(),
-            dtype=types.FLOAT,
-            mean=mean,
-            std=std,
+        if os.access(DROP, os.W_OK):
+            yield alternate(
+                f"{num:,} JPEGs of 256 px, the page cache dropped before each pass",
+                unit="images/s",
+                amount=num,
+                sides=sides,
+                rounds=scale.rounds,
+                before=drop_cache,
+                warm_up=False,
+                targets=[
+                    Target("≥ 0.95 × DALI's own reader", against=(READER,), at_least=0.95),
+                    Target("≥ 1.5 × the best other loader", against=(PILLOW, TURBO, MOSAIC, LITDATA), at_least=1.5),
+                ],
+            )
+    with ExitStack() as stack:
+        yield alternate(
+            f"{num:,} JPEGs of 256 px: two views of each image",
+            unit="images/s",
+            amount=num,
+            sides={
+                "one decode": stack.enter_context(Peer(OURS, "one-decode", dataset)),
+                "two decodes": stack.enter_context(Peer(OURS, "two-decodes", dataset)),
+            },
+            rounds=scale.rounds,
         )
 
-    pipe = graph()
-    pipe.build()
-    return pipe
+
+def _loaders(stack: ExitStack, num: int, folder: Path, dataset: Path, listed: Path) -> dict[str, Side | Missing]:
+    """All loaders, each with the data as it wants them."""
+    shards = dataset / "shards"
+    sides: dict[str, Side | Missing] = {
+        "ours": stack.enter_context(Peer(OURS, "ours", dataset)),
+        READER: stack.enter_context(Peer(OURS, "dali-reader", dataset)),
+        PILLOW: stack.enter_context(Peer(THEIRS, "webdataset", "pillow", WORKERS, num, shards)),
+    }
+    sides[TURBO] = extra("simplejpeg") or stack.enter_context(
+        Peer(THEIRS, "webdataset", "turbo", WORKERS, num, shards)
+    )
+    for name, source, packages in ((MOSAIC, "mosaic", "mosaicml-streaming"), (LITDATA, "litdata", "litdata")):
+        where = own_folder(packages)
+        if isinstance(where, Missing):
+            sides[name] = where
+            continue
+        try:
+            with Peer("tests.bench.theirs.write_shards", source, listed, folder / source, 1, packages=where) as writer:
+                writer()
+        except Failed as error:
+            sides[name] = Missing(str(error))
+            continue
+        written = folder / source / "pass-0" / ("0" if source == "mosaic" else "")
+        sides[name] = stack.enter_context(Peer(THEIRS, source, "turbo", WORKERS, num, written, packages=where))
+    where = own_folder("ffcv")
+    sides[FFCV] = where if isinstance(where, Missing) else stack.enter_context(
+        Peer("tests.bench.theirs.load_ffcv", shards, folder / "images.beton", WORKERS, packages=where)
+    )
+    return sides
 
 
-def their_pass(pipe: Any) -> None:
-    """As many batches, as many of them ahead, and none under way at the end: no side works in the other's time."""
-    steps = NUM // BATCH
-    for _ in range(AHEAD):
-        pipe.schedule_run()
-    for step in range(steps):
-        from_dlpack(pipe.outputs()[0].as_tensor())
-        if step + AHEAD < steps:
-            pipe.schedule_run()
+def drop_cache() -> None:
+    """Nothing of any file is in memory any more; needs root."""
+    os.sync()
+    DROP.write_text("3\n")

@@ -126,9 +126,21 @@ def serve(one_pass: Callable[[], object]) -> None:
 
 
 def largest_mib() -> float:
-    """The most memory that this process has held, in MiB."""
-    status = Path("/proc/self/status")
-    if not status.exists():
+    """The most memory that this process has held, and what its workers hold now, in MiB; shared pages count once."""
+    own = Path("/proc/self/status")
+    if not own.exists():
         return float("nan")
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    children = [child for task in Path("/proc/self/task").iterdir() for child in _words(task / "children")]
+    return (_kib(own, "VmHWM") + sum(_kib(Path("/proc") / child / "smaps_rollup", "Pss") for child in children)) / 1024
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:                         # a thread or a process that has ended
+        return []
+
+
+def _kib(path: Path, name: str) -> int:
+    words = _words(path)
+    return int(words[words.index(f"{name}:") + 1]) if f"{name}:" in words else 0
