@@ -88,6 +88,7 @@ def test_killed_at_random_instants(verb: str, digits: Path, ranked: Path, tmp_pa
             break
         kill(run, kills, rng)
         kills += 1
+    print(f"{verb}: {kills} kills")
     assert kills >= 3, "the stage is too short to be killed: the test shows nothing"
     start(arguments, tmp_path / "log").succeed()
     assert not differences(result(undisturbed / verb), result(killed / verb))
