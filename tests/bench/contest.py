@@ -47,7 +47,7 @@ class Target:
     at_least: float | None = None
     at_most: float | None = None
     of: str = "rate"
-    """`rate`, `mib` or `growth` (of memory, from the first round to the last; always ours alone)"""
+    """`rate`, `mib` or `growth` (of memory, over the later half of the rounds; ours alone)"""
     ours: str | None = None
     """name of the side that is meant; the first, unless said otherwise"""
 
@@ -63,7 +63,7 @@ class Contest:
     mib: dict[str, float] = field(default_factory=dict)
     """by side, the largest of all rounds"""
     growth: dict[str, float] = field(default_factory=dict)
-    """by side, memory after the last round divided by that after the first"""
+    """by side, memory after the last round divided by that after half of them"""
     missing: dict[str, str] = field(default_factory=dict)
     """sides that were not measured, and why"""
     targets: tuple[Target, ...] = ()
@@ -167,7 +167,7 @@ def alternate(
         unit,
         rates,
         mib={name: max(values) for name, values in mib.items() if values},
-        growth={name: values[-1] / values[0] for name, values in mib.items() if values},
+        growth={name: values[-1] / values[len(values) // 2] for name, values in mib.items() if values},
         missing=missing,
         targets=tuple(targets),
         notes=tuple(notes),

@@ -1,61 +1,60 @@
-"""Planning a pass over a million samples, against what PyTorch's samplers take for the same."""
+"""Planning a pass over a million samples, and with --full over a hundred million, against what torch's samplers take.
+
+DistributedSampler makes one process's share, an eighth; ours makes all processes' batches, on each of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch.utils.data import RandomSampler, WeightedRandomSampler
+from tests.bench.contest import Contest, Scale, Side, Target, alternate
+from tests.bench.peer import Peer
 
-from tests.bench.contest import Contest, Scale, Target, alternate
-from twostage.data import plan
-
-NUM = 1_000_000
-NUM_CLASSES = 14
+MODULE = "tests.bench.plan_sides"
+OURS = {
+    "ours: classes balanced, half labeled, half unlabeled": "halves",
+    "ours: shuffled": "shuffled",
+    "ours: shuffled in windows of 16 of its shards": "windows",
+    "ours: classes balanced": "balanced",
+}
+THEIRS = ("WeightedRandomSampler", "RandomSampler", "DistributedSampler")
+MILLION = 1_000_000
 
 
 def compare(scale: Scale, folder: Path) -> Iterator[Contest]:
-    """All global batches of an epoch of a million samples."""
-    rng = np.random.default_rng(0)
-    view, labels = np.arange(NUM), rng.integers(0, NUM_CLASSES, NUM)
-    shard = (view // 1000).astype(np.int32)
-    weights = torch.from_numpy(1 / np.bincount(labels)[labels])
+    """The first of ours does the most, and is the one that is compared."""
+    yield contest(MILLION, scale.rounds, warm_up=True)
+    if scale.full:
+        yield contest(100 * MILLION, 1, warm_up=False)
 
-    def shuffled() -> None:
-        plan.epoch_batches(view, batch_size=256, rng_seed=0, epoch=0)
 
-    def windowed() -> None:
-        plan.epoch_batches(view, batch_size=256, rng_seed=0, epoch=0, shard=shard, window_shards=16)
-
-    def balanced() -> None:
-        plan.epoch_batches(view, batch_size=256, rng_seed=0, epoch=0, labels=labels)
-
-    def halves() -> None:
-        plan.labeled_unlabeled_batches(
-            view[: NUM // 2], view[NUM // 2 :], batch_size=256, rng_seed=0, epoch=3, labeled_labels=labels
-        )
-
-    def random_sampler() -> None:
-        list(RandomSampler(range(NUM)))  # type: ignore[arg-type]
-
-    def weighted_sampler() -> None:
-        list(WeightedRandomSampler(weights, NUM))  # type: ignore[arg-type]
-
-    fast = Target("under 100 ms", at_least=NUM / 0.1)
-    ten = Target("≥ 10 × WeightedRandomSampler", against=("WeightedRandomSampler",), at_least=10)
-    for title, ours, name, theirs, targets in (
-        ("shuffled", shuffled, "RandomSampler", random_sampler, [fast]),
-        ("shuffled in windows of 16 of 1,000 shards", windowed, "RandomSampler", random_sampler, [fast]),
-        ("classes balanced", balanced, "WeightedRandomSampler", weighted_sampler, [fast]),
-        ("half labeled and balanced, half unlabeled", halves, "WeightedRandomSampler", weighted_sampler, [fast, ten]),
-    ):
-        yield alternate(
-            f"plan of 1 M samples: {title}",
+def contest(num: int, rounds: int, *, warm_up: bool) -> Contest:
+    """All sides; each holds the memory that it needs until all are done."""
+    targets = [Target("≥ 10 × WeightedRandomSampler", against=("WeightedRandomSampler",), at_least=10)]
+    if num == MILLION:
+        targets += [Target(f"{name} in under 100 ms", at_least=num / 0.1, ours=name) for name in OURS]
+    with ExitStack() as stack:
+        sides: dict[str, Side] = {}
+        for name, side in (OURS | {name: name for name in THEIRS}).items():
+            sides[name] = stack.enter_context(Peer(MODULE, side, num)) if num == MILLION else _once(side, num)
+        return alternate(
+            f"plan of an epoch of {num:,} samples",
             unit="samples/s",
-            amount=NUM,
-            sides={"ours": ours, name: theirs},
-            rounds=scale.rounds,
+            amount=num,
+            sides=sides,
+            rounds=rounds,
             targets=targets,
+            warm_up=warm_up,
         )
+
+
+def _once(side: str, num: int) -> Side:
+    """One pass by a process that then ends, as not all of them fit into memory together."""
+
+    def one_pass() -> object:
+        with Peer(MODULE, side, num) as peer:
+            return peer()
+
+    return one_pass

@@ -136,9 +136,24 @@ def shuffled(words: Words, group: Indices | None = None) -> Indices:
     keys |= np.arange(len(words), dtype=np.uint64)
     if group is not None and group_bits:
         keys |= group.astype(np.uint64) << np.uint64(WORD_BITS - group_bits)
-    keys.sort()
+    keys = in_order(keys)
     keys &= np.uint64(2**position_bits - 1)
     return keys.view(np.int64)
+
+
+def in_order(keys: Words) -> Words:
+    """(n,) the keys in increasing order; may be in place.
+
+    numpy's own sort of 64-bit numbers is a vectorised quicksort, which on AMD's Zen 4 takes five times as long as with
+    AVX2 (51 ms for a million instead of 11; the instruction that compresses vectors is slow there). To sort by the
+    upper 16 bits first, which numpy does by counting, and then what is nearly in order, takes 20 ms on both.
+    """
+    if len(keys) > 2**21:           # counting loses once a 16-bit bucket no longer fits the fastest cache
+        keys.sort()
+        return keys
+    keys = keys[np.argsort((keys >> np.uint64(WORD_BITS - 16)).astype(np.uint16), kind="stable")]
+    keys.sort(kind="stable")
+    return keys
 
 
 def number_in_group(sizes: Indices) -> Indices:
