@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from tests.bench import building, loading, mining, peer, pi_forward, planning, small_images, tables
+from tests.bench import building, checkpointing, loading, mining, peer, pi_forward, planning, small_images, tables
 from tests.bench.contest import Contest, Scale
 
 Compare: TypeAlias = Callable[[Scale, Path], Iterator[Contest]]
@@ -18,6 +18,7 @@ COMPARISONS: dict[str, Compare] = {
     "plan": planning.compare,
     "loader": loading.compare,
     "mining": mining.compare,
+    "checkpoint": checkpointing.compare,
     "pi-forward": pi_forward.compare,
     "small-images": small_images.compare,
 }
