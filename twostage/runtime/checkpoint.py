@@ -18,6 +18,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from twostage.runtime import manifest, snapshot
 from twostage.runtime.world import World, agree, gather_strings
 from twostage.runtime.zero import ZeroOptimizer
 
+WRITERS = 4
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-Contents = dict[str, Callable[[], bytes]]
+Contents = dict[str, Callable[[], manifest.Data]]
 
 
 def save(
@@ -86,19 +88,19 @@ def _contents(
     scaler_state: dict[str, Any] | None,
     world: World,
 ) -> Contents:
-    """This rank's files. Each is made into bytes only when it is written, so that one copy is held at a time."""
+    """This rank's files. Each tensor of a GPU is copied only when it is written, those of a CPU never."""
     weights = snapshot.model_tensors(model)
     whole = optimizer.gathered() if isinstance(optimizer, ZeroOptimizer) else optimizer
     moments, rest = snapshot.optimizer_state(whole, model)
     record = json.dumps({"state": state, "optimizer": rest, "scaler": scaler_state}).encode()
     random_tensors, random_rest = snapshot.random_state(world.device)
-    own: Contents = {_rng_name(world.rank): lambda: snapshot.to_bytes(random_tensors, random_rest)}
+    own: Contents = {_rng_name(world.rank): lambda: snapshot.to_parts(random_tensors, random_rest)}
     if not world.is_main:
         return own
     return own | {
-        "model.safetensors": lambda: snapshot.to_bytes(weights),
-        "optimizer.safetensors": lambda: snapshot.to_bytes(moments),
-        "extra.safetensors": lambda: snapshot.to_bytes(extra_tensors),
+        "model.safetensors": lambda: snapshot.to_parts(weights),
+        "optimizer.safetensors": lambda: snapshot.to_parts(moments),
+        "extra.safetensors": lambda: snapshot.to_parts(extra_tensors),
         "state.json": lambda: record,
     }
 
@@ -143,14 +145,16 @@ def _write_files(aside: Path, contents: Contents) -> str:
         raise OSError(
             errno.ENOENT, f"{aside}, made by rank 0, is not there: run.dir must be on a file system that all ranks see"
         )
+    with ThreadPoolExecutor(WRITERS) as pool:       # one file is hashed while another one waits for the disk
+        writing = {name: pool.submit(manifest.write_synced, aside / name, part()) for name, part in contents.items()}
     files: manifest.Files = {}
-    for name, content in contents.items():
+    for name, future in writing.items():
         try:
-            files[name] = manifest.write_synced(aside / name, content())
+            files[name] = future.result()
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise OSError(error.errno, f"cannot write {aside / name}: {error.strerror}") from error
-            needed = sum(len(content()) for content in contents.values())
+            needed = sum(manifest.size_of(content()) for content in contents.values())
             free = shutil.disk_usage(aside).free + sum(file.stat().st_size for file in aside.iterdir())
             message = f"no space left for {aside / name}: the checkpoint needs {needed:,} bytes, {free:,} were free"
             raise OSError(error.errno, message) from error
@@ -194,7 +198,7 @@ class Checkpoint:
             InputError: the network or the optimizer is another one, or ranks found different checkpoints.
         """
         agree(self.path.name, "checkpoint", world)
-        snapshot.restore_model(model, self._tensors("model.safetensors"), str(self.path))
+        snapshot.restore_model(model, snapshot.from_file(self.path / "model.safetensors"), str(self.path))
         moments = self._tensors("optimizer.safetensors")
         whole = optimizer.whole() if isinstance(optimizer, ZeroOptimizer) else optimizer
         snapshot.restore_optimizer(whole, model, moments, self.record["optimizer"])
@@ -218,8 +222,7 @@ class Checkpoint:
             snapshot.derive_random_state(self.state["rng_seed"], world.rank, self.step)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        path = self.path / name
-        return snapshot.from_bytes(path.read_bytes(), str(path))
+        return {key: value.clone() for key, value in snapshot.from_file(self.path / name).items()}
 
 
 def load_newest(folder: Path, world: World | None = None) -> Checkpoint | None:

@@ -12,8 +12,11 @@ import os
 import re
 import shutil
 import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from twostage.data.schema import file_digest
 
@@ -22,6 +25,10 @@ VERSION = 1
 COMMITTED = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 Files = dict[str, dict[str, Any]]
+Data: TypeAlias = bytes | Iterable[bytes | memoryview]
+BLOCK = 1 << 20             # bytes that are worth a thread's attention
+BEHIND = 128 << 20          # bytes that may be written and not yet hashed
+DIGEST_THREADS = 4
 
 
 def committed(folder: Path) -> list[Path]:
@@ -33,13 +40,52 @@ def committed(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def write_synced(path: Path, data: bytes) -> dict[str, Any]:
-    """Writes a file and brings it to the disk; returns its entry for the manifest."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
+def write_synced(path: Path, data: Data) -> dict[str, Any]:
+    """Writes a file and brings it to the disk; returns its entry for the manifest.
+
+    Another thread hashes it meanwhile, which takes longer than to write it, but less than to bring it to the disk, too.
+    """
+    size, digest = 0, hashlib.sha256()
+    behind: deque[tuple[int, Future[None]]] = deque()       # blocks that are not hashed yet, and so still in memory
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+        for block in _blocks(data):
+            rest = memoryview(block)
+            size += rest.nbytes
+            behind.append((size, pool.submit(digest.update, block)))
+            while rest:
+                rest = rest[file.write(rest) :]
+            while behind[0][0] < size - BEHIND:
+                behind.popleft()[1].result()
         os.fsync(file.fileno())
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for _, future in behind:
+        future.result()
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def size_of(data: Data) -> int:
+    """Bytes that `write_synced` would write."""
+    return sum(memoryview(block).nbytes for block in _blocks(data))
+
+
+def _blocks(data: Data) -> Iterator[bytes | memoryview]:
+    """The pieces, small ones put together."""
+    if isinstance(data, bytes):
+        yield data
+        return
+    small: list[bytes | memoryview] = []
+    pending = 0
+    for piece in data:
+        if len(piece) >= BLOCK:
+            yield b"".join(small)
+            yield piece
+            small, pending = [], 0
+            continue
+        small.append(piece)
+        pending += len(piece)
+        if pending >= BLOCK:
+            yield b"".join(small)
+            small, pending = [], 0
+    yield b"".join(small)
 
 
 def commit(aside: Path, step: int, num_ranks: int, files: Files) -> Path:
@@ -69,6 +115,7 @@ def verify(path: Path) -> dict[str, Any]:
     manifest = read(path)
     if not path.name.startswith(f"step-{manifest['step']:08d}"):
         raise ValueError(f"manifest.json is of step {manifest['step']}")
+    sound = []
     for name, entry in manifest["files"].items():
         if not FILE_NAME.fullmatch(name):
             raise ValueError(f"manifest.json names {name!r}, which is not a file name")
@@ -78,8 +125,11 @@ def verify(path: Path) -> dict[str, Any]:
         size = file.stat().st_size
         if size != entry["size"]:
             raise ValueError(f"{name} has {size:,} bytes instead of {entry['size']:,}")
-        if file_digest(file) != entry["sha256"]:
-            raise ValueError(f"{name} is not what was written (SHA-256 differs)")
+        sound.append(file)
+    with ThreadPoolExecutor(DIGEST_THREADS) as pool:
+        for file, digest in zip(sound, pool.map(file_digest, sound), strict=True):
+            if digest != manifest["files"][file.name]["sha256"]:
+                raise ValueError(f"{file.name} is not what was written (SHA-256 differs)")
     return manifest
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from twostage.data.schema import InputError
 
 # how an optimizer computes, not what: these stay as the running program chose them for its device
+HEADER_LENGTH = 8           # bytes; of a safetensors file's first number, and what its header is padded to
 HOW = ("foreach", "fused", "capturable", "differentiable")
 
 
@@ -166,17 +168,46 @@ def derive_random_state(*facts: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def to_bytes(tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> bytes:
-    """A safetensors file's content. Tensors that share memory are written once under each of their names."""
-    seen: set[int] = set()
-    whole = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        memory = value.untyped_storage().data_ptr()
-        whole[name] = value.clone() if memory in seen else value
-        seen.add(memory)
+def to_parts(tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> Iterator[bytes | memoryview]:
+    """A safetensors file's content in pieces: the header, then each tensor's bytes, on a CPU without a copy.
+
+    Byte for byte what safetensors.torch.save makes, which copies everything twice. It still says how dtypes are
+    called and which tensor comes first: by what it makes of empty tensors. One that shares memory with another is
+    written once more under its own name.
+    """
     # one key only: safetensors writes several in another order each time, and the same state must give the same bytes
-    return safetensors.torch.save(whole, metadata={"twostage": json.dumps(metadata)} if metadata is not None else None)
+    about = None if metadata is None else {"twostage": json.dumps(metadata)}
+    empty = safetensors.torch.save({name: torch.empty(0, dtype=value.dtype) for name, value in tensors.items()}, about)
+    header = json.loads(empty[HEADER_LENGTH:])
+    end = 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = end, end + tensors[name].nbytes
+            entry |= {"shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % HEADER_LENGTH)
+    yield len(text).to_bytes(HEADER_LENGTH, "little") + text
+    for name in header:
+        if name != "__metadata__" and tensors[name].numel():
+            value = tensors[name].detach().cpu().contiguous().reshape(-1)
+            yield value.view(torch.uint8).numpy().data
+
+
+def to_bytes(tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> bytes:
+    """A safetensors file's content as a whole."""
+    return b"".join(to_parts(tensors, metadata))
+
+
+def from_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; they lie in the file itself, so copy what outlives it.
+
+    Raises:
+        InputError: it is not such a file.
+    """
+    try:
+        return dict(sorted(safetensors.torch.load_file(path).items()))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is not a safetensors file, or a damaged one ({error})") from error
 
 
 def from_bytes(data: bytes, where: str) -> dict[str, Tensor]:
