@@ -26,7 +26,7 @@ DROP = Path("/proc/sys/vm/drop_caches")
 
 def compare(scale: Scale, folder: Path) -> Iterator[Contest]:
     """Passes from the page cache, passes with the cache dropped before each, and two views of one image."""
-    num = scale.pick(2048, 8192)
+    num = scale.pick(3072, 12_288)
     dataset = folder / "dataset"
     files = inputs.write_files(inputs.made_up(num, "256", folder), folder / "photos")
     listed = folder / "files.txt"
@@ -58,7 +58,7 @@ def compare(scale: Scale, folder: Path) -> Iterator[Contest]:
                 unit="images/s",
                 amount=num,
                 sides=sides,
-                rounds=scale.rounds,
+                rounds=scale.pick(2, 5),
                 before=drop_cache,
                 warm_up=False,
                 targets=[
