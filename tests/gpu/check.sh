@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks and measures on one GPU what continuous integration cannot: the loader, the training steps, the ranking.
 #
-#   tests/gpu/check.sh OUT [--seconds 520] [--parts data,correctness,decoding,training,ranking] [--toy]
+#   tests/gpu/check.sh OUT [--seconds 510] [--parts data,correctness,decoding,training,ranking,limits] [--toy]
 #
 # OUT gets results.json, results.md and log.txt, written anew after every single result, so that a run that is stopped
 # leaves what it had. Parts are processes of their own with a limit of time each; one that fails does not end the others.

@@ -31,7 +31,7 @@ def test_all_parts_run_to_their_end_and_say_what_they_found(tmp_path: Path) -> N
     ran, results = check(tmp_path)
     log = (tmp_path / "log.txt").read_text()
     assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}\n{log}"
-    assert list(results["parts"]) == ["data", "correctness", "decoding", "training", "ranking"]
+    assert list(results["parts"]) == ["data", "correctness", "decoding", "training", "ranking", "limits"]
     for name, part in results["parts"].items():
         assert part["ended"] == "exit code 0" and part["rows"], name
         assert [row["what"] for row in part["rows"] if row["ok"] is not True] == [], name

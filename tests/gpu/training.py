@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.gpu.loading import augment, batch_size, best_options, one_pass, open_streamed
 from tests.gpu.part import Part, Row
+from tests.gpu.plain_loader import PillowImages
 from twostage.config import OptimizerConfig
 from twostage.data.dataset import Dataset
 from twostage.losses import consistency, cross_entropy
@@ -21,7 +24,7 @@ from twostage.stage2.pi_model import PiModel
 
 CLASSES = 14
 NAMES = {2: "Π step", 1: "supervised step"}
-RATE = "synthetic_images_per_second"
+RATE, REAL = "synthetic_images_per_second", "real_images_per_second"
 Batch = tuple[tuple[Tensor, ...], Tensor]
 Step = Callable[[Batch], None]
 
@@ -31,8 +34,9 @@ def main() -> None:
     part = Part("training")
     dataset = Dataset.open(part.dataset)
     options = best_options(part)
-    def ours(num_views: int, *, compiled: bool = False, half: bool = True) -> Row:
-        name = f"{NAMES[num_views]}, bf16, channels-last{', torch.compile' if compiled else ''}"
+
+    def ours(num_views: int, *, compiled: str = "", half: bool = True) -> Row:
+        name = f"{NAMES[num_views]}, bf16, channels-last{f', torch.compile, {compiled}' if compiled else ''}"
         name += "" if half else ", float32 batches"
         return part.do(
             f"{name}: synthetic, real shards, synthetic",
@@ -45,18 +49,29 @@ def main() -> None:
         passes = ", two forward passes" if num_views == 2 else ""
         plain = part.do(f"plain recipe: {name}, TF32, NCHW{passes}", lambda n=num_views: plain_recipe(part, n))
         part.do(f"{name}: ours over the plain recipe", lambda a=eager, b=plain: {"ratio": round(a[RATE] / b[RATE], 3)})
-        ours(num_views, compiled=True)
+        compiled = ours(num_views, compiled="default")
+        loaded = part.do(
+            f"plain recipe: {name}, Pillow in torch's DataLoader", lambda n=num_views: plain_loaded(part, dataset, n)
+        )
+        part.do(
+            f"{name} from real shards: ours over the plain recipe with Pillow",
+            lambda a=eager, b=compiled, c=loaded: {
+                "ratio": round(a[REAL] / c[REAL], 3),
+                "ratio_compiled": round(b[REAL] / c[REAL], 3),
+            },
+        )
+    ours(2, compiled="reduce-overhead")         # CUDA graphs
     if part.toy:
         return
     ours(2, half=False)
     torch.backends.cudnn.benchmark = True
     part.do(
         "Π step, bf16, channels-last, cudnn.benchmark: synthetic, real shards, synthetic",
-        lambda: with_shards(part, dataset, options, 2, compiled=False, half=True),
+        lambda: with_shards(part, dataset, options, 2, compiled="", half=True),
     )
 
 
-def new_step(part: Part, num_views: int, compiled: bool) -> Step:
+def new_step(part: Part, num_views: int, compiled: str) -> Step:
     """The project's own: its network, losses, optimizer; bf16 autocast, channels-last, one forward pass."""
     torch.manual_seed(0)
     name = "mlp" if part.toy else "resnet50"
@@ -64,7 +79,8 @@ def new_step(part: Part, num_views: int, compiled: bool) -> Step:
     model = model.to(part.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, OptimizerConfig())
     method = PiModel(reduction="sum")
-    network: Any = torch.compile(model, backend="eager" if part.toy else "inductor") if compiled else model
+    how: dict[str, Any] = {"backend": "eager"} if part.toy else {"mode": compiled}
+    network: Any = torch.compile(model, **how) if compiled else model
 
     def step(batch: Batch) -> None:
         images, index = batch
@@ -111,7 +127,7 @@ def rate(part: Part, step: Step, batches: Iterator[Batch], seconds: float) -> fl
 
 
 def with_shards(
-    part: Part, dataset: Dataset, options: dict[str, Any], num_views: int, *, compiled: bool, half: bool
+    part: Part, dataset: Dataset, options: dict[str, Any], num_views: int, *, compiled: str, half: bool
 ) -> Row:
     """The step on synthetic tensors, on the loader's batches, and again on synthetic tensors."""
     half = half and part.on_gpu
@@ -133,7 +149,7 @@ def with_shards(
     return {
         RATE: round((before + after) / 2, 1),
         "synthetic_before_and_after": [round(before, 1), round(after, 1)],
-        "real_images_per_second": round(real, 1),
+        REAL: round(real, 1),
         "real_over_synthetic": round(real / ((before + after) / 2), 3),
         "data_wait": round(waited, 4),
         "peak_gib": part.peak_gib(),
@@ -144,9 +160,45 @@ def with_shards(
 
 def plain_recipe(part: Part, num_views: int) -> Row:
     """As the compared code bases train: float32 with TF32, NCHW, a forward pass for each input, torch's Adam."""
+    with plain_settings(part):
+        made_up = synthetic(part, num_views, torch.float32, torch.contiguous_format)
+        found = rate(part, plain_step(part, num_views), made_up, 4)
+        return {RATE: round(found, 1), "peak_gib": part.peak_gib()}
+
+
+def plain_loaded(part: Part, dataset: Dataset, num_views: int) -> Row:
+    """The same, fed as they are: torch's DataLoader, a worker for each core, Pillow, each view decoded by itself."""
+    workers = min(2, os.cpu_count() or 1) if part.toy else os.cpu_count() or 1
+    loader: Any = torch.utils.data.DataLoader(
+        PillowImages(dataset, augment(part), num_views), batch_size(part), shuffle=True, drop_last=True,
+        num_workers=workers, persistent_workers=True, pin_memory=part.on_gpu, multiprocessing_context="spawn",
+    )
+
+    def batches() -> Iterator[Batch]:
+        for views, index in itertools.chain.from_iterable(loader for _ in itertools.count()):
+            yield tuple(v.to(part.device, non_blocking=True) for v in views), index.to(part.device)
+
+    with plain_settings(part):
+        endless = batches()
+        found = rate(part, plain_step(part, num_views), endless, 5)
+        endless.close()
+        return {REAL: round(found, 1), "workers": workers, "peak_gib": part.peak_gib()}
+
+
+@contextmanager
+def plain_settings(part: Part) -> Iterator[None]:
+    """TF32 and cudnn.benchmark, for this measurement alone."""
+    part.fresh()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    part.fresh()
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = False
+
+
+def plain_step(part: Part, num_views: int) -> Step:
+    """Network, losses and optimizer of the plain recipe."""
     name = "mlp" if part.toy else "resnet50"
     network: nn.Module = build_model(name, num_classes=CLASSES, in_channels=3, image_size=augment(part).size)
     network = network.to(part.device)
@@ -165,9 +217,7 @@ def plain_recipe(part: Part, num_views: int) -> Row:
         loss.backward()
         optimizer.step()
 
-    found = rate(part, step, synthetic(part, num_views, torch.float32, torch.contiguous_format), 4)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = False
-    return {RATE: round(found, 1), "peak_gib": part.peak_gib()}
+    return step
 
 
 if __name__ == "__main__":
