@@ -168,7 +168,7 @@ def plain_recipe(part: Part, num_views: int) -> Row:
 
 def plain_loaded(part: Part, dataset: Dataset, num_views: int) -> Row:
     """The same, fed as they are: torch's DataLoader, a worker for each core, Pillow, each view decoded by itself."""
-    workers = min(2, os.cpu_count() or 1) if part.toy else os.cpu_count() or 1
+    workers = 1 if part.toy else os.cpu_count() or 1
     loader: Any = torch.utils.data.DataLoader(
         PillowImages(dataset, augment(part), num_views), batch_size(part), shuffle=True, drop_last=True,
         num_workers=workers, persistent_workers=True, pin_memory=part.on_gpu, multiprocessing_context="spawn",
