@@ -33,5 +33,5 @@ bench: $(VENV)/.ready  ## ours beside what you would use instead, in under ten m
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python -m tests.bench --install
 
-clean:  ## remove the virtual environment, caches and demo runs
-	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## remove the virtual environment, caches, peers of the benchmark and demo runs
+	rm -rf $(VENV) .bench build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

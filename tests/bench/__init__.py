@@ -16,5 +16,6 @@ a `Peer` does, which is a process of its own that stays alive from round to roun
 
 Peers that fit our pins are in pyproject's extra `bench`. The others (img2dataset wants an old pyarrow, for example) are
 packages beside ours: `peers/NAME.txt` lists exactly what they need other than we, `--install` puts it into
-`.bench/NAME`, and only their process sees that folder first. What is not installed is named in the table.
+`.bench/NAME`, and only their process sees that folder first. What is not installed is named in the table. FFCV is built
+from source, which needs OpenCV's and libturbojpeg's headers (Debian: libopencv-dev, libturbojpeg0-dev).
 """
