@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, Final, TypeVar
@@ -21,6 +22,7 @@ from typing import Any, Final, TypeVar
 Result = TypeVar("Result")
 PR_SET_PDEATHSIG: Final = 1
 WAITING: Final = 2          # jobs for each worker that are made and not yet done
+PATIENCE: Final = 2.0       # seconds without a result after which the workers are looked at
 PIPE: Final = 16 << 10      # bytes; of more, what a worker that dies early has not read would keep its parent for ever
 
 
@@ -45,7 +47,7 @@ def run_in_processes(
         for job in jobs:
             yield function(*job)
         return
-    others = multiprocessing.active_children()
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")              # Arrow's threads do not survive a fork
     arguments = pickle.dumps((initializer, initargs))
     shipped = NamedTemporaryFile(prefix="data_prep-") if len(arguments) > PIPE else None    # noqa: SIM115
@@ -54,30 +56,47 @@ def run_in_processes(
         shipped.flush()
     start = arguments if shipped is None else shipped.name
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(start,))
+    started: set[BaseProcess] = set()
     try:
         waiting: set[Future[Result]] = set()
         for job in jobs:
             with _interrupts_blocked():                         # a new process inherits it
                 waiting.add(pool.submit(function, *job))
+            started.update(set(multiprocessing.active_children()) - others)
             if len(waiting) >= WAITING * workers:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                done, waiting = _wait_for_one(waiting, started)
                 yield from (future.result() for future in done)
         while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            done, waiting = _wait_for_one(waiting, started)
             yield from (future.result() for future in done)
-    except BrokenProcessPool as error:
+    except BaseException as error:                              # a job may take long, and nobody wants its result now
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()                                 # the pool would wait for one that began as it broke
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise OSError(
             errno.ENOMEM, "a worker process died, probably for lack of memory; try again with fewer --workers"
         ) from error
-    except BaseException:                                       # a job may take long, and nobody wants its result now
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()
-        raise
     finally:
         pool.shutdown(cancel_futures=True)
         if shipped is not None:
             shipped.close()
+
+
+def _wait_for_one(
+    waiting: set[Future[Result]], started: set[BaseProcess]
+) -> tuple[set[Future[Result]], set[Future[Result]]]:
+    """Splits jobs into those that are done, at least one, and the others.
+
+    Raises:
+        BrokenProcessPool: a worker died; the pool itself misses it where that happens while it starts another one.
+    """
+    while True:
+        done, others = wait(waiting, PATIENCE, return_when=FIRST_COMPLETED)
+        if done:
+            return done, others
+        if any(process.exitcode is not None for process in started):
+            raise BrokenProcessPool("a process ended")
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_seeds_are_purer_than_the_given_labels(finished: tuple[Path, list[str], 
 
 def test_running_again_does_nothing(finished: tuple[Path, list[str], str]) -> None:
     run_dir, arguments, _ = finished
-    written = ("config.yaml", "environment.json", "summary.json", "report.html")
+    written = ("config.yaml", "environment.json", "summary.json", "report.html", "status.json")
 
     def times() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.*") if path.name not in written}

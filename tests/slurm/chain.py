@@ -25,6 +25,8 @@ runtime: {log_steps: 5, checkpoint_steps: 5}
 """
 NOISE = ("--name", "noisy", "--kind", "asymmetric", "--flips", "mnist", "--rate", "0.4", "--rng-seed", "0")
 
+SEARCH_PATH = f"{Path(sys.executable).parent}:$PATH"        # for bash: the programs beside this python come first
+
 
 @dataclass
 class Chain:
@@ -55,7 +57,7 @@ class Chain:
             "PREP_OPTIONS": "(--format folder --shard-size 256)",
             "PREP_JOBS": "(--cpus-per-task=1)",
             "GPU_JOBS": "(--nodes=2 --ntasks-per-node=1)",
-            "PATH": f"{Path(sys.executable).parent}:$PATH",
+            "PATH": SEARCH_PATH,
             **self.settings,
             **more,
         }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.chain import ROOT, Chain, stub
+from tests.slurm.chain import ROOT, SEARCH_PATH, Chain, stub
 from tests.slurm.cluster import Cluster
 
 
@@ -42,7 +42,7 @@ def test_shards_are_copied_once_and_again_where_they_were_damaged(chain: Chain, 
 def test_a_copy_that_is_not_the_dataset_is_refused(chain: Chain, tmp_path: Path) -> None:
     # a disk that gives back something else than was written, in the middle of the first image
     flip = """/bin/cp "$@"; printf X | dd of="$2/000000.tar" bs=1 seek=700 conv=notrunc status=none"""
-    chain.settings["PATH"] = f"{stub(tmp_path, 'cp', flip).parent}:{os.environ['PATH']}"
+    chain.settings["PATH"] = f"{stub(tmp_path, 'cp', flip).parent}:{SEARCH_PATH}"
     done = stage_in(chain, tmp_path / "local" / "copy")
     assert done.returncode == 1
     assert "is not the dataset" in done.stderr and "SHA-256" in done.stderr
@@ -51,7 +51,7 @@ def test_a_copy_that_is_not_the_dataset_is_refused(chain: Chain, tmp_path: Path)
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_copied(chain: Chain, tmp_path: Path) -> None:
     df = stub(tmp_path, "df", "echo Avail; echo 1000")
-    chain.settings["PATH"] = f"{df.parent}:{os.environ['PATH']}"
+    chain.settings["PATH"] = f"{df.parent}:{SEARCH_PATH}"
     done = stage_in(chain, tmp_path / "local" / "copy")
     assert done.returncode == 1
     assert f"{tmp_path / 'local'} has 1000 bytes free, the shards need " in done.stderr
