@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from fractions import Fraction
@@ -9,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 from rankings import kept_one_by_one, part_table, random_ranking, write_parts
 
 from twostage.config import MineConfig
-from twostage.data.schema import NO_LABEL, InputError, file_digest
-from twostage.stage1 import mine as mining
-from twostage.stage1.mine import CLASSES_SCHEMA, SEEDS_SCHEMA, mine, select
+from twostage.data.schema import NO_LABEL, InputError, file_digest, write_table
+from twostage.stage1.class_report import CLASSES_SCHEMA
+from twostage.stage1.mine import SEEDS_SCHEMA, find_cut, keep, mine
+from twostage.stage1.parts import WINDOW_ROWS, Ranked
 
 BELOW, EDGE, ABOVE = (np.nextafter(np.float32(0.9), np.float32(to)) for to in (0, 0.9, 1))
 SCORES = [0.0, 0.1, 0.5, 0.5000001, float(BELOW), float(EDGE), float(ABOVE), 0.95, 1.0]
@@ -39,26 +44,68 @@ def rankings(draw: st.DrawFn) -> tuple[list[int], list[int], list[np.float32], l
     return labels, predicted, [np.float32(s) for s in scores], index, num_classes
 
 
+def windows_of(
+    labels: list[int], predicted: list[int], scores: list[Any], index: list[int], held_out: list[bool], width: int
+) -> list[tuple[Ranked, Any]]:
+    """The rows by increasing index, `width` at a time."""
+    order = np.argsort(np.array(index, np.int64))
+    columns = [np.array(index, np.int64), np.array(labels, np.int64), np.array(predicted, np.int64),
+               np.array(scores, np.float32), np.array(held_out, np.bool_)]
+    columns = [column[order] for column in columns]
+    cuts = range(0, max(1, len(order)), width)
+    return [(Ranked(*(column[cut : cut + width] for column in columns[:4])), columns[4][cut : cut + width])
+            for cut in cuts]
+
+
 def chosen(
     labels: list[int], predicted: list[int], scores: list[Any], index: list[int], num_classes: int,
-    min_score: float = 0.9, min_share: float = 0.1,
+    min_score: float = 0.9, min_share: float = 0.1, width: int = 7,
 ) -> set[int]:
-    kept = select(
-        np.array(labels, np.int64), np.array(predicted, np.int64), np.array(scores, np.float32),
-        np.array(index, np.int64), num_classes=num_classes, min_score=min_score, min_share=min_share,
-    )
-    return set(np.array(index, np.int64)[kept].tolist())
+    windows = windows_of(labels, predicted, scores, index, [False] * len(index), width)
+    config = MineConfig(min_score=min_score, min_share=min_share)
+    cut = find_cut(windows, num_classes, config)
+    found = list(keep(windows, cut, num_classes, config))
+    kept = {i for ranked, _, _, rows in found for i in ranked.index[rows].tolist()}
+    assert cut.counts.kept.sum() == len(kept), "what was counted beforehand is not what was kept"
+    return kept
 
 
-@given(rankings(), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from(SHARES))
-@example(([0] * 70, [0] * 70, [np.float32(0.5)] * 70, list(range(70)), 1), 0.9, "0.1")      # 0.1 * 70 > 7 in floats
-@example(([0] * 100, [0] * 100, [np.float32(0.5)] * 100, list(range(100)), 1), 0.9, "0.07")
-def test_keeps_what_the_rule_keeps(ranking: Any, min_score: float, min_share: str) -> None:
+@given(rankings(), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from(SHARES), st.integers(1, 70))
+@example(([0] * 70, [0] * 70, [np.float32(0.5)] * 70, list(range(70)), 1), 0.9, "0.1", 9)   # 0.1 * 70 > 7 in floats
+@example(([0] * 100, [0] * 100, [np.float32(0.5)] * 100, list(range(100)), 1), 0.9, "0.07", 100)
+def test_keeps_what_the_rule_keeps(ranking: Any, min_score: float, min_share: str, width: int) -> None:
     labels, predicted, scores, index, num_classes = ranking
     expected = kept_one_by_one(
         labels, predicted, scores, index, num_classes=num_classes, min_score=min_score, min_share=min_share
     )
-    assert chosen(labels, predicted, scores, index, num_classes, min_score, float(min_share)) == expected
+    assert chosen(labels, predicted, scores, index, num_classes, min_score, float(min_share), width) == expected
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1, 3, 14, 100, 3000]), st.sampled_from(SHARES),
+       st.sampled_from(["few values", "neighbours", "any", "negative"]), st.integers(40, 400))
+@effort(max_examples=60)
+def test_equals_sorting_in_memory(rng_seed: int, num_classes: int, min_share: str, scores: str, width: int) -> None:
+    """Scores that differ in their last bits or not at all, of any sign; so many classes that they need small digits."""
+    rng = np.random.default_rng(rng_seed)
+    num = 400
+    label, index = rng.integers(0, min(num_classes, 5), num) * (num_classes // 5 or 1), rng.permutation(3 * num)[:num]
+    label %= num_classes
+    predicted = np.where(rng.random(num) < 0.8, label, 0)
+    steps = rng.integers(0, 3 if scores == "few values" else 40, num)
+    score = rng.normal(0.4, 0.3, num).astype(np.float32)
+    if scores in ("few values", "neighbours"):
+        score = (np.float32(0.5).view(np.uint32) + steps.astype(np.uint32)).view(np.float32)
+    elif scores == "negative":
+        score = -np.abs(np.round(score, 1))             # -0.0 among them, which is as high as 0.0
+        score[::7] = 0
+    order = np.lexsort((index, -score, label))
+    expected = set()
+    for c in range(num_classes):
+        rows = order[(label[order] == c) & (predicted[order] == c)]
+        wanted = max(math.ceil(Fraction(min_share) * int((label == c).sum())), int((score[rows] >= EDGE).sum()))
+        expected |= set(index[rows[:wanted]].tolist())
+    columns = (label.tolist(), predicted.tolist(), score.tolist(), index.tolist())
+    assert chosen(*columns, num_classes, 0.9, float(min_share), width) == expected
 
 
 @given(rankings(), st.sampled_from(SHARES), st.integers(0, 99))
@@ -100,15 +147,16 @@ def test_a_class_is_never_filled_up_with_labels_that_disagree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("min_score", -0.1), ("min_score", 1.01), ("min_share", 2.0), ("min_share", float("nan"))]
+    ("setting", "value"),
+    [("min_score", -0.1), ("min_score", 1.01), ("min_share", 2.0), ("min_share", float("nan")), ("accept_score", 5)],
 )
-def test_settings_are_shares(setting: str, value: float) -> None:
+def test_settings_are_shares(setting: str, value: float, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"mine\.{setting}: .* is not within 0\.\.1"):
-        chosen([0], [0], [0.5], [0], 1, **{setting: value})
+        run_mine(tmp_path, tiny([0], [0]), names=["hat"], **{setting: value})
 
 
 def test_a_score_that_is_no_number_names_the_sample_and_the_remedy() -> None:
-    with pytest.raises(InputError, match=r"score of sample 31 is not a number \(2 such scores\).*pretrain\.optimizer"):
+    with pytest.raises(InputError, match=r"score of sample 4 is not a number \(2 such scores.*pretrain\.optimizer"):
         chosen([0, 0, 0, 0], [0, 0, 0, 0], [0.5, 0.7, float("nan"), float("nan")], [2, 1, 31, 4], 1)
 
 
@@ -116,41 +164,73 @@ def test_a_score_that_is_no_number_names_the_sample_and_the_remedy() -> None:
 
 
 def run_mine(
-    folder: Path, table: Any, cuts: Any = (), clean: Any = None, **settings: Any
+    folder: Path, table: Any, cuts: Any = (), clean: Any = None, window_rows: int = WINDOW_ROWS, **settings: Any
 ) -> tuple[str, dict[str, Any]]:
     write_parts(folder / "rank", table, cuts)
     names = settings.pop("names", ["t-shirt", "hat", "dress", "coat"])
-    return mine(folder / "rank", folder / "mine", class_names=names, config=MineConfig(**settings), clean=clean)
+    return mine(folder / "rank", folder / "mine", class_names=names, config=MineConfig(**settings), clean=clean,
+                window_rows=window_rows)
 
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in sorted((folder / "mine").iterdir())}
 
 
+@pytest.mark.parametrize("window_rows", [WINDOW_ROWS, 250, 60])
 @pytest.mark.parametrize("cuts", [(400,), (1, 2, 3), (0, 130, 130, 600), (600,)])
-def test_the_same_scores_give_the_same_bytes_however_many_parts_they_came_in(tmp_path: Path, cuts: Any) -> None:
-    table = part_table(*random_ranking(600, 4), 4)
-    said, results = run_mine(tmp_path / "one", table)
+def test_the_same_scores_give_the_same_bytes_however_many_parts_they_came_in(
+    tmp_path: Path, cuts: Any, window_rows: int
+) -> None:
+    columns = random_ranking(600, 4)
+    table = part_table(*columns, 4)
+    clean = np.where(np.arange(1800) % 3 == 0, NO_LABEL, np.arange(1800) % 4)
+    said, results = run_mine(tmp_path / "one", table, clean=clean)
     shuffled = table.take(np.random.default_rng(5).permutation(600))        # parts may hold any rows in any order
-    again = run_mine(tmp_path / "many", shuffled, cuts)
+    again = run_mine(tmp_path / "many", shuffled, cuts, clean, window_rows)
     assert again == (said, results)
     assert digests(tmp_path / "many") == digests(tmp_path / "one")
     assert list(digests(tmp_path / "one")) == [
         "classes.parquet", "classes_val.parquet", "seeds.parquet", "val.parquet"
     ]
+    kept = kept_one_by_one(*(column[~columns[4]].tolist() for column in (*columns[1:4], columns[0])),
+                           num_classes=4, min_score=0.9, min_share="0.1")
+    expected = table.filter(pc.and_(pc.is_in(table["index"], pa.array(sorted(kept))), pc.invert(table["held_out"])))
+    write_table(tmp_path / "expected", expected.select(["index", "label", "score"]))
+    assert (tmp_path / "one" / "mine" / "seeds.parquet").read_bytes() == (tmp_path / "expected").read_bytes()
 
 
-@given(st.integers(0, 10_000), st.sampled_from(SHARES), st.floats(0, 0.5))
-def test_counts_purity_and_coverage(rng_seed: int, min_share: str, unlabeled: float) -> None:
+def test_a_clean_set_joins_at_its_places(tmp_path: Path) -> None:
+    index, label, predicted, score, held_out = random_ranking(600, 4)
+    others = np.setdiff1d(np.arange(1900), index)[::5]      # before, between and after those that were ranked
+    write_parts(tmp_path / "rank", part_table(index, label, predicted, score, held_out), (300,))
+    written = []
+    for window_rows in (50, 200, WINDOW_ROWS):
+        config = MineConfig(rule="clean_filter")
+        _, results = mine(tmp_path / "rank", tmp_path / "mine", class_names=list("abcd"), config=config, clean=None,
+                          clean_set=(others, others % 4), window_rows=window_rows)
+        written.append((tmp_path / "mine" / "seeds.parquet").read_bytes())
+    seeds = pq.read_table(tmp_path / "mine" / "seeds.parquet")
+    accepted = index[(label != NO_LABEL) & (score >= np.float32(0.5)) & ~held_out]
+    assert seeds["index"].to_pylist() == sorted([*others.tolist(), *accepted.tolist()])
+    joined = seeds.filter(pc.is_in(seeds["index"], pa.array(others)))
+    assert joined["label"].to_pylist() == (others % 4).tolist() and set(joined["score"].to_pylist()) == {1.0}
+    assert written[0] == written[1] == written[2] and results["clean_set"] == len(others)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(SHARES), st.floats(0, 0.5), st.sampled_from([40, 150]))
+def test_counts_purity_and_coverage(rng_seed: int, min_share: str, unlabeled: float, width: int) -> None:
     index, label, predicted, score, held_out = random_ranking(150, 4, rng_seed, unlabeled)
     rng = np.random.default_rng(rng_seed)
     clean = np.full(3 * 150, NO_LABEL)
     clean[index] = np.where(rng.random(150) < 0.6, label, rng.integers(NO_LABEL, 4, 150))
     train = ~held_out
-    ranked = mining.Ranked(*(column[train] for column in (index, label, predicted, score)))
-    kept = select(ranked.label, ranked.predicted, ranked.score, ranked.index, num_classes=4, min_score=0.9,
-                  min_share=float(min_share))
-    table = mining.report(ranked, kept, class_names=list("abcd"), clean=clean)
+    config = MineConfig(min_share=float(min_share))
+    windows = windows_of(*(column.tolist() for column in (label, predicted, score, index, held_out)), width)
+    cut = find_cut(windows, 4, config)
+    for ranked, _, group, kept in keep(windows, cut, 4, config):
+        cut.counts.add_kept(ranked, group, kept, clean)
+    counts = cut.counts.of(slice(1, 5))
+    table = counts.table(list("abcd"))
     assert table.schema.equals(CLASSES_SCHEMA)
 
     seeds = kept_one_by_one(*(column[train].tolist() for column in (label, predicted, score, index)),
@@ -168,7 +248,7 @@ def test_counts_purity_and_coverage(rng_seed: int, min_share: str, unlabeled: fl
         assert row["threshold"] == (min(ours[i] for i in mine_) if mine_ else None)
         assert row["purity"] == (len(mine_ & right) / len(mine_ & known) if mine_ & known else None)
         assert row["coverage"] == (len(mine_ & right) / len(right & set(ours)) if right & set(ours) else None)
-    assert mining.totals(ranked, kept, clean) == {
+    assert counts.totals() == {
         "kept": len(seeds),
         "images": len(rows),
         "purity": len(seeds & right) / len(seeds & known) if seeds & known else None,

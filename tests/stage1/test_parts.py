@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from rankings import part_table, random_ranking, write_parts
 
 from twostage.data.schema import InputError
-from twostage.stage1.parts import read_parts
+from twostage.stage1 import parts
+from twostage.stage1.parts import Parts, read_parts
 
 NUM = 90
 
@@ -46,6 +47,45 @@ def test_all_rows_come_back_in_order(tmp_path_factory: Any, cuts: list[int], ord
         assert got.dtype == expected.dtype and (got == expected).all()
     some = ranked.where(~held_out)
     assert (some.index == columns[0][~columns[4]]).all() and (some.score == columns[3][~columns[4]]).all()
+
+
+@given(st.lists(st.integers(0, NUM), max_size=4), st.integers(1, NUM), st.sampled_from([1, 7, 1000]), st.booleans(),
+       st.booleans())
+def test_windows_are_the_same_rows_in_the_same_order(
+    tmp_path_factory: Any, cuts: list[int], window_rows: int, row_group: int, sort: bool, statistics: bool
+) -> None:
+    """Whatever the parts, their row groups and the windows are, and also where the files do not say what is in them."""
+    folder = tmp_path_factory.mktemp("rank")
+    columns = random_ranking(NUM, 4)
+    order = np.arange(NUM) if sort else np.random.default_rng(0).permutation(NUM)
+    for path in write_parts(folder, part_table(*columns).take(order), sorted(cuts)):
+        pq.write_table(pq.read_table(path), path, row_group_size=row_group, write_statistics=statistics)
+    ranking = Parts(folder, 4, window_rows=window_rows)
+    assert ranking.num_rows == NUM and ranking.last == columns[0][-1]
+    for _ in range(2):
+        windows = list(ranking)
+        for number, name in enumerate(("index", "label", "predicted", "score")):
+            got = np.concatenate([getattr(ranked, name) for ranked, _ in windows])
+            assert (got == columns[number]).all() and got.dtype == columns[number].dtype
+        assert (np.concatenate([held_out for _, held_out in windows]) == columns[4]).all()
+    if window_rows < NUM // 3 and (row_group == 1 or not sort):
+        assert len(windows) > 2 and max(len(held_out) for _, held_out in windows) <= 3 * window_rows + 6
+
+
+def test_what_is_wrong_is_found_in_any_window(rank_dir: Path) -> None:
+    replace("label", 4)(rank_dir)
+    with pytest.raises(InputError, match=r"label 4, predicted \d is out of range"):
+        list(Parts(rank_dir, 4, window_rows=20))
+    copy_over(rank_dir)
+    with pytest.raises(InputError, match=r"sample \d+ is there twice, in part-00000-.* and part-00002-.* \(\d+ such"):
+        list(Parts(rank_dir, 4, window_rows=20))
+
+
+def test_statistics_that_are_not_true_lose_nothing_silently(rank_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = parts._row_groups
+    monkeypatch.setattr(parts, "_row_groups", lambda *part: np.add(told(*part), [0, 20, 0]))
+    with pytest.raises(InputError, match=r"\d+ samples are not where the statistics of the parts say"):
+        list(Parts(rank_dir, 4, window_rows=20))
 
 
 def test_integers_of_any_width_and_columns_in_any_order_are_read(tmp_path: Path) -> None:
@@ -153,7 +193,7 @@ def test_what_is_wrong_is_named_with_the_remedy(rank_dir: Path, damage: Callable
 
 
 def test_a_part_that_may_not_be_read_is_not_called_damaged(rank_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(pq, "ParquetFile", refuse)

@@ -24,6 +24,7 @@ FORMAT_VERSION: Final = 1
 NO_LABEL: Final = -1
 SPLITS: Final = ("noisy_train", "clean_train", "val", "test")
 GIVEN_LABELS: Final = "given"            # the label column that `data_prep build` writes
+ROW_GROUP: Final = 1 << 20               # rows; what Arrow writes a large table in by itself
 EXTENSIONS: Final = {"jpeg": "jpg", "png": "png", "webp": "webp"}   # format column -> member extension
 
 SAMPLES_SCHEMA: Final = pa.schema(
@@ -95,6 +96,39 @@ def write_table(path: Path, table: pa.Table) -> None:
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+class TableWriter:
+    """Writes a Parquet file piece by piece, with the bytes of `write_table` for the whole, and as it does: aside.
+
+    Within `with`, the file is there after `commit` and not before; without it nothing stays behind.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self._aside = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._writer = pq.ParquetWriter(self._aside, schema, compression="zstd")
+        self._waiting = schema.empty_table()
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        self._aside.unlink(missing_ok=True)
+
+    def write(self, table: pa.Table) -> None:
+        """Adds rows; they are written as soon as they make whole row groups."""
+        self._waiting = pa.concat_tables([self._waiting, table])
+        while len(self._waiting) > ROW_GROUP:
+            self._writer.write_table(self._waiting.slice(0, ROW_GROUP).combine_chunks())
+            self._waiting = self._waiting.slice(ROW_GROUP)
+
+    def commit(self) -> None:
+        self._writer.write_table(self._waiting.combine_chunks())
+        self._writer.close()
+        with self._aside.open("rb") as file:
+            os.fsync(file.fileno())
+        self._aside.replace(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

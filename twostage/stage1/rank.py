@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from twostage.runtime.tracking import Progress
 from twostage.runtime.world import barrier
 
 BATCHES_PER_ROW_GROUP = 64
+SAMPLES_PER_PART = 1 << 17
+"""at most; what a process that is killed has to score again"""
 
 
 def part_schema(num_classes: int) -> pa.Schema:
@@ -37,9 +40,10 @@ def part_schema(num_classes: int) -> pa.Schema:
 
 
 def rank(session: Session, folder: Path, model_folder: Path, *, per_class: bool = False) -> None:
-    """Scores the training split, held-out samples included, each sample once; one Parquet part per process.
+    """Scores the training split, held-out samples included, each sample once; a Parquet part or more per process.
 
     Samples come in fixed batches whatever the number of processes, so that every score is the same bit for bit.
+    Parts that are there already are kept, as long as the number of processes is the same.
 
     Args:
         model_folder: holds the network's `model.safetensors`.
@@ -62,32 +66,56 @@ def rank(session: Session, folder: Path, model_folder: Path, *, per_class: bool 
     scored = np.sort(np.concatenate([views.train, views.val])) if views.held_out else views.train
     held_out = np.isin(scored, views.val)
     batches = plan.fixed_batches(scored, session.config.rank.batch_size)
-    share = plan.rank_range(len(batches), world.rank, world.size)
-    part = folder / f"part-{world.rank:05d}-of-{world.size:05d}.parquet"
+    shares = shares_of_ranks(len(batches), world.size, max(1, SAMPLES_PER_PART // session.config.rank.batch_size))
+    number, total = sum(map(len, shares[: world.rank])), sum(map(len, shares))
+    names = [f"part-{i:05d}-of-{total:05d}.parquet" for i in range(total)]
     if world.is_main:
-        for stale in folder.glob("*part-*"):
-            stale.unlink()
+        for path in folder.glob("*part-*"):
+            if path.name not in names:      # of another number of processes, or never finished
+                path.unlink()
     barrier(world)
 
+    own = {folder / names[number + i]: batches[share.start : share.stop] for i, share in enumerate(shares[world.rank])}
+    missing = {part: share for part, share in own.items() if not _holds(part, share)}
     progress = Progress(folder.name, 1, "pass", world)
-    progress.start_epoch(0, len(share), 0)
-    aside = part.with_name(f".{part.name}.tmp")
-    with pq.ParquetWriter(aside, part_schema(views.num_classes), compression="zstd") as writer:
-        rows: list[pa.RecordBatch] = []
-        own = [batches[number] for number in share]
-        for index, probs in probabilities(model, session.loader, own, session.accelerator, per_class=per_class):
-            rows.append(_rows(index, probs, views.labels[index], held_out[np.searchsorted(scored, index)]))
-            progress.step(len(index), session.loader.data_wait)
-            if len(rows) == BATCHES_PER_ROW_GROUP:
-                writer.write_table(pa.Table.from_batches(rows))
-                rows = []
-        writer.write_table(pa.Table.from_batches(rows, part_schema(views.num_classes)))
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(part)
+    progress.start_epoch(0, sum(len(share) for share in missing.values()), 0)
+    for part, share in missing.items():
+        aside = part.with_name(f".{part.name}.tmp")
+        with pq.ParquetWriter(aside, part_schema(views.num_classes), compression="zstd") as writer:
+            rows: list[pa.RecordBatch] = []
+            for index, probs in probabilities(model, session.loader, share, session.accelerator, per_class=per_class):
+                rows.append(_rows(index, probs, views.labels[index], held_out[np.searchsorted(scored, index)]))
+                progress.step(len(index), session.loader.data_wait)
+                if len(rows) == BATCHES_PER_ROW_GROUP:
+                    writer.write_table(pa.Table.from_batches(rows))
+                    rows = []
+            writer.write_table(pa.Table.from_batches(rows, part_schema(views.num_classes)))
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(part)
     barrier(world)
     progress.close()
-    stage.finish(folder, inputs, {"samples": len(scored), "parts": world.size}, world)
+    stage.finish(folder, inputs, {"samples": len(scored), "parts": total}, world)
+
+
+def shares_of_ranks(num_batches: int, world_size: int, most: int) -> list[list[range]]:
+    """The batches of each rank's parts: contiguous, in order, at most `most` each, at least one part per rank."""
+    shares = []
+    for rank_number in range(world_size):
+        own = plan.rank_range(num_batches, rank_number, world_size)
+        count = max(1, -(-len(own) // most))
+        edges = [own.start + len(own) * i // count for i in range(count + 1)]
+        shares.append([range(start, stop) for start, stop in pairwise(edges)])
+    return shares
+
+
+def _holds(part: Path, batches: list[plan.Indices]) -> bool:
+    """Whether a part is there, whole, with just the samples of these batches."""
+    try:
+        index = pq.read_table(part, columns=["index"])["index"].to_numpy()
+    except (pa.ArrowException, OSError):
+        return False
+    return np.array_equal(index, np.concatenate(batches) if batches else [])
 
 
 def _rows(

@@ -1,0 +1,109 @@
+"""A ranking that is stopped goes on after the parts that are there; whatever the parts, the rows are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.__main__ import main as prep
+from twostage.__main__ import main
+from twostage.data.plan import rank_range
+from twostage.stage1 import rank as ranking
+from twostage.stage1.rank import shares_of_ranks
+
+OPTIONS = ("--data.holdout=0.1", "--model.name=mlp", "--augment.channels=gray", "--augment.resize=null",
+           "--augment.size=32", "--augment.flip=false", "--augment.mean=[0.3]", "--augment.std=[0.35]",
+           "--pretrain.epochs=1", "--pretrain.batch_size=64", "--rank.batch_size=50", "--runtime.tracker=none")
+
+
+@given(st.integers(0, 300), st.integers(1, 9), st.integers(1, 40))
+def test_parts_are_the_ranks_shares_in_order(num_batches: int, world_size: int, most: int) -> None:
+    shares = shares_of_ranks(num_batches, world_size, most)
+    for rank, parts in enumerate(shares):
+        assert [n for part in parts for n in part] == list(rank_range(num_batches, rank, world_size))
+        assert parts and all(len(part) <= most for part in parts)
+        assert len(parts) == 1 or len(parts) <= -(-sum(map(len, parts)) // most)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A dataset of scanned digits, and a run folder with a network."""
+    folder = tmp_path_factory.mktemp("rank")
+    assert prep(["digits", str(folder / "images")]) == 0
+    assert prep(["build", str(folder / "images"), str(folder / "dataset"), "--format", "folder", "--workers", "1"]) == 0
+    assert run("pretrain", folder / "dataset", folder / "run") == 0
+    assert run("rank", folder / "dataset", folder / "run") == 0
+    return folder / "dataset", folder / "run"
+
+
+def run(verb: str, dataset: Path, run_dir: Path) -> int:
+    return main([verb, f"--data.dataset={dataset}", "--data.labels=given", f"--run.dir={run_dir}", *OPTIONS])
+
+
+def other_run(trained: tuple[Path, Path], folder: Path) -> Path:
+    (folder / "run").mkdir()
+    (folder / "run" / "pretrain").symlink_to(trained[1] / "pretrain")
+    return folder / "run"
+
+
+def parts(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "rank").glob("part-*"))
+
+
+def test_killed_between_parts_it_scores_only_what_is_missing(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, whole = trained
+    run_dir = other_run(trained, tmp_path)
+    monkeypatch.setattr(ranking, "SAMPLES_PER_PART", 250)          # 5 batches of 50, 26 batches in all
+    scored: list[int] = []
+    probabilities = ranking.probabilities
+
+    def counted(limit: int | None) -> Callable[..., Iterator[Any]]:
+        def counting(*arguments: Any, **options: Any) -> Iterator[Any]:
+            for index, probs in probabilities(*arguments, **options):
+                if limit is not None and len(scored) == limit:
+                    raise KeyboardInterrupt
+                scored.append(len(index))
+                yield index, probs
+        return counting
+
+    monkeypatch.setattr(ranking, "probabilities", counted(12))
+    assert run("rank", dataset, run_dir) == 130
+    assert [path.name for path in parts(run_dir)] == ["part-00000-of-00006.parquet", "part-00001-of-00006.parquet"]
+    kept = {path: path.stat().st_mtime_ns for path in parts(run_dir)}
+    damaged = parts(run_dir)[1]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    scored.clear()
+    monkeypatch.setattr(ranking, "probabilities", counted(None))
+    assert run("rank", dataset, run_dir) == 0
+    assert parts(run_dir)[0].stat().st_mtime_ns == kept[parts(run_dir)[0]]
+    assert len(scored) == 26 - 4                           # the first part has 4 batches
+    assert [path.name for path in (run_dir / "rank").iterdir() if "tmp" in path.name] == []
+    rows = [pq.read_table(parts(folder)) for folder in (whole, run_dir)]
+    assert rows[0].sort_by("index").equals(rows[1].sort_by("index"))
+    assert (np.diff(rows[1]["index"].to_numpy()) > 0).all()
+
+
+def test_parts_of_another_division_are_not_taken_for_these(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, whole = trained
+    run_dir = other_run(trained, tmp_path)
+    monkeypatch.setattr(ranking, "SAMPLES_PER_PART", 700)
+    assert run("rank", dataset, run_dir) == 0
+    first, second = parts(run_dir)
+    (run_dir / "rank" / "done.json").unlink()
+    rows = pq.read_table(first)                            # as if the border had been elsewhere
+    pq.write_table(rows.slice(0, 50), first)
+    pq.write_table(rows, run_dir / "rank" / "part-00002-of-00003.parquet")
+    assert run("rank", dataset, run_dir) == 0
+    assert parts(run_dir) == [first, second]
+    assert pq.read_table(parts(run_dir)).equals(pq.read_table(parts(whole)))
