@@ -18,6 +18,7 @@ LAYERS = {          # a module may import modules of its own layer's number or o
     "twostage.transition": 1,
     "twostage.models": 1,
     "twostage.config": 0,
+    "twostage.machine_config": 0,
     "twostage.rows": 0,
     "twostage.runtime": 2,
     "twostage.stage1": 3,

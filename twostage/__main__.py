@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from importlib.metadata import version
 
 from twostage.cli import is_main_process, parse
 from twostage.commands import ALL, OF_FOLDERS, function_of, print_help
 from twostage.data.schema import InputError, nearest
 from twostage.rehearsal import rehearse
-from twostage.runtime import preemption, status
+from twostage.runtime import failure, preemption, status
 from twostage.verbs import VERBS
 
 # Before torch is loaded: OpenMP's waiting threads spin by default, and where decoding or another program shares the
@@ -94,15 +95,36 @@ def main(arguments: list[str] | None = None) -> int:
         _part()
         return 0
     except InputError as error:
-        if is_main_process() or "rank" in str(error):
-            print(f"error: {error}", file=sys.stderr)
+        _say(str(error))
         return 2
     except OSError as error:
-        print(f"error: {_explain(error)}", file=sys.stderr)
+        _say(_explain(error))
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        first = failure.is_first()
+        if first is None:
+            raise
+        if first:
+            traceback.print_exc()
+        _say(f"{type(error).__name__}: {error}" if first else "", first=first)
+        return 1
+
+
+def _say(message: str, *, first: bool | None = None) -> None:
+    """Says why it ends, with the rank where there are several processes, unless another rank has said so before."""
+    first = failure.is_first() if first is None else first
+    rank = os.environ.get("RANK", "0")
+    if first is None:       # before there is a common group all ranks check the same things
+        if rank == "0" or "rank" in message:
+            print(f"error: {message}", file=sys.stderr)
+    elif first:
+        who = "" if os.environ.get("WORLD_SIZE", "1") == "1" else f"rank {rank}: "
+        print(f"error: {who}{message}", file=sys.stderr)
+    else:
+        print(f"rank {rank} ends as well", file=sys.stderr)
 
 
 def _part() -> None:

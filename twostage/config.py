@@ -1,4 +1,5 @@
-"""The configuration: one dataclass per section; a YAML file and the command line fill it.
+"""The configuration: one dataclass per section; a YAML file and the command line fill it. Two of the sections are in
+machine_config.py.
 
 Precedence: command line, then the file, then the defaults here. Every field is explained in a string under it,
 which is also what `--help` prints. A field that does nothing is a bug. This file imports no torch.
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from twostage.machine_config import LoaderConfig, RuntimeConfig
 from twostage.rows import BaselineName
 
 
@@ -93,31 +95,6 @@ class AugmentConfig:
     paper, section 4.1; computed once and kept in the run folder"""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     """per channel, on the scale 0..1; divided by"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """How the bytes get to the network. Nothing here changes a result, but for `window_shards`."""
-
-    cache: Literal["auto", "always", "never"] = "auto"
-    """decode once and keep all images in device memory; auto: where they fit into `cache_gib`"""
-    cache_gib: float = 2.0
-    """limit for `cache: auto`, in GiB"""
-    read_threads: int = 4
-    """threads that read image bytes from the shards"""
-    decode_threads: int = 2
-    """DALI's threads for decoding and augmentation"""
-    prefetch: int = 4
-    """batches that are read ahead"""
-    window_shards: int = 0
-    """samples are shuffled among this many shards at a time; 0: among all"""
-    decoder: Literal["auto", "cpu"] = "auto"
-    """who decodes: auto: the GPU where there is one; cpu: the CPU, while a GPU still augments"""
-    hw_decoder_load: float = 0.65
-    """where a GPU decodes: share of the images that its hardware JPEG decoder takes"""
-    fancy_upsampling: bool = True
-    """where a GPU decodes JPEGs: colours, which are stored at half the resolution, are interpolated as the CPU does it,
-    so that both give the same pixels but for rounding; false: each is used for four pixels, which may be faster"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,30 +249,6 @@ class NoiseModelConfig(PretrainConfig):
     """of bottom_up: what pulls its noise layer away from the identity; see models/noise_layer.py"""
     penalty_weight: float = 0.01
     """of bottom_up: weight of the penalty in the loss"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeConfig:
-    """How it runs; nothing here changes what is computed, but for `precision` and, in the last bits, `compile`."""
-
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """of the forward pass; weights stay fp32"""
-    compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
-    """torch.compile of the training step's forward and backward pass, in this mode; costs up to a minute at the start.
-    reduce-overhead replays CUDA graphs, which pays where steps are short: small networks, small batches"""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: a GPU where there is one"""
-    checkpoint_steps: int | None = None
-    """write a checkpoint every so many steps, besides the one after every (sub-)epoch"""
-    keep_checkpoints: int = 2
-    """older ones are removed after a newer one is complete"""
-    log_steps: int = 50
-    """steps between two lines of metrics"""
-    tracker: Literal["tensorboard", "mlflow", "wandb", "none"] = "tensorboard"
-    """where metrics go besides metrics.jsonl; mlflow, wandb: with the extra `tracking`, see runtime/trackers.py"""
-    max_skipped_steps: int = 10
-    """how many steps of one (sub-)epoch may be skipped because the loss of some process is not finite; one more ends
-    the run"""
 
 
 @dataclass(frozen=True, kw_only=True)

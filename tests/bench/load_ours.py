@@ -20,7 +20,7 @@ from nvidia.dali import fn, pipeline_def, types
 from torch.utils.dlpack import from_dlpack
 
 from tests.bench.peer import serve
-from twostage.config import AugmentConfig, LoaderConfig
+from twostage.config import AugmentConfig
 from twostage.data import plan
 from twostage.data.augment import window
 from twostage.data.dataset import Dataset
@@ -28,6 +28,7 @@ from twostage.data.loader import StreamedImages
 from twostage.data.pipeline import DecodePipeline, Fed
 from twostage.data.plan import Indices
 from twostage.data.reader import ShardReader
+from twostage.machine_config import LoaderConfig
 
 BATCH, THREADS, AHEAD = 64, 2, 4
 AUGMENT = AugmentConfig(resize=None, size=224)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.data.images import Pixels, decoded, encoded, expected, noise, smooth, write_images
-from twostage.config import AugmentConfig, LoaderConfig
+from twostage.config import AugmentConfig
 from twostage.data import pipeline, plan
 from twostage.data.augment import Draws
 from twostage.data.dataset import Dataset
@@ -23,6 +23,7 @@ from twostage.data.loader import ImageLoader, StreamedImages, open_loader
 from twostage.data.pipeline import choose_backend
 from twostage.data.reader import ShardReader
 from twostage.data.schema import InputError
+from twostage.machine_config import LoaderConfig
 
 CPU = torch.device("cpu")
 STREAMED = LoaderConfig(cache="never", prefetch=3)

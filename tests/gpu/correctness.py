@@ -13,11 +13,12 @@ import torch
 from tests.data.images import encoded, noise, smooth, write_images
 from tests.gpu.loading import augment, batch_size, one_pass, open_streamed
 from tests.gpu.part import Part, Row
-from twostage.config import AugmentConfig, LoaderConfig
+from twostage.config import AugmentConfig
 from twostage.data import pipeline, plan
 from twostage.data.dataset import Dataset
 from twostage.data.loader import StreamedImages, open_loader
 from twostage.data.schema import InputError
+from twostage.machine_config import LoaderConfig
 
 CPU = torch.device("cpu")
 SHARES = (0.0, 0.65, 1.0)

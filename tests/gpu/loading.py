@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from tests.gpu.part import Part, Row
-from twostage.config import AugmentConfig, LoaderConfig
+from twostage.config import AugmentConfig
 from twostage.data import plan
 from twostage.data.dataset import Dataset
 from twostage.data.loader import StreamedImages
+from twostage.machine_config import LoaderConfig
 
 FULL = AugmentConfig(resize=None, size=224)
 TOY = AugmentConfig(resize=None, size=32)

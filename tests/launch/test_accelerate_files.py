@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
 SCRIPT = """
 import pathlib, sys, torch
-from twostage.config import RuntimeConfig
+from twostage.machine_config import RuntimeConfig
 from twostage.runtime.world import gather_strings, start
 from twostage.runtime.zero_config import asked_for
 accelerator, world = start(RuntimeConfig(precision="bf16"))

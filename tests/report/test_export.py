@@ -19,7 +19,8 @@ from untrained_run import AUGMENT, NAMES, write_files, write_run
 
 from tests.data.images import encoded, noise, smooth
 from twostage.__main__ import main
-from twostage.config import AugmentConfig, LoaderConfig
+from twostage.config import AugmentConfig
+from twostage.machine_config import LoaderConfig
 from twostage.models.resnet import resnet18
 from twostage.report import export as export_module
 

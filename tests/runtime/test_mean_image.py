@@ -11,11 +11,12 @@ from PIL import Image
 
 from data_prep.__main__ import main as data_prep
 from tests.data.images import decoded, encoded, expected, noise, write_images
-from twostage.config import AugmentConfig, Config, DataConfig, LoaderConfig, RunConfig
+from twostage.config import AugmentConfig, Config, DataConfig, RunConfig
 from twostage.data.dataset import Dataset
 from twostage.data.loader import open_loader
 from twostage.data.schema import InputError
 from twostage.data.views import Views, open_views
+from twostage.machine_config import LoaderConfig
 from twostage.runtime import mean_image as module
 from twostage.runtime.mean_image import mean_image
 from twostage.runtime.world import World

@@ -21,8 +21,9 @@ from accelerate import Accelerator
 from fake_loader import FakeLoader, new_model
 from torch import nn
 
-from twostage.config import OptimizerConfig, RuntimeConfig
+from twostage.config import OptimizerConfig
 from twostage.data.schema import InputError
+from twostage.machine_config import RuntimeConfig
 from twostage.runtime import manifest, stage
 from twostage.runtime.checkpoint import load_newest, save
 from twostage.runtime.evaluation import accuracy_on, predict
@@ -270,7 +271,7 @@ def test_a_launch_that_is_not_what_was_asked_for(monkeypatch: pytest.MonkeyPatch
 
 SCRIPT = """
 import torch
-from twostage.config import RuntimeConfig
+from twostage.machine_config import RuntimeConfig
 from twostage.data.schema import InputError
 from twostage.runtime.world import gather_strings, start
 accelerator, world = start(RuntimeConfig(precision="{precision}"))

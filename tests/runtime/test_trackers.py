@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from twostage.config import Config, DataConfig, RunConfig, RuntimeConfig
+from twostage.config import Config, DataConfig, RunConfig
 from twostage.data.schema import InputError
+from twostage.machine_config import RuntimeConfig
 from twostage.runtime import trackers, tracking
 
 

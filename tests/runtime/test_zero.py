@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from twostage.config import OptimizerConfig, RuntimeConfig
+from twostage.config import OptimizerConfig
 from twostage.data.schema import InputError
+from twostage.machine_config import RuntimeConfig
 from twostage.runtime import checkpoint, snapshot
 from twostage.runtime.checkpoint import load_newest
 from twostage.runtime.optimizers import make_optimizer

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from twostage.config import AugmentConfig, LoaderConfig
+from twostage.config import AugmentConfig
 from twostage.data.augment import (
     NUM_CHANNELS,
     NUM_DRAWS,
@@ -27,6 +27,7 @@ from twostage.data.plan import Indices
 from twostage.data.reader import ReadAhead, ShardReader
 from twostage.data.schema import InputError
 from twostage.data.waiting import WaitMeter
+from twostage.machine_config import LoaderConfig
 
 MAX_PIXELS: Final = 1 << 28
 """of one image after resizing; a strip of 10 × 100,000 pixels would grow to gigabytes"""

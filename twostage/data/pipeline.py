@@ -19,10 +19,11 @@ from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 from torch.utils.dlpack import from_dlpack
 
-from twostage.config import AugmentConfig, LoaderConfig
+from twostage.config import AugmentConfig
 from twostage.data.augment import Bools, Ints, dali_scale
 from twostage.data.plan import Indices
 from twostage.data.reader import Bytes
+from twostage.machine_config import LoaderConfig
 
 Backend: TypeAlias = Literal["mixed", "hybrid", "cpu"]
 """mixed: the GPU decodes and augments; hybrid: the CPU decodes, the GPU augments; cpu: the CPU does both"""

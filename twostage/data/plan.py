@@ -158,8 +158,8 @@ def labeled_unlabeled_batches(
     return batches
 
 
-def rank_slice(batches: Indices, rank: int, world_size: int) -> Indices:
-    """(steps, batch_size / world_size): the contiguous slots of each global batch that are this rank's.
+def rank_slice(batches: Indices, rank: int, world_size: int, pieces: int = 1) -> Indices:
+    """(steps · pieces, batch_size / world_size / pieces): this rank's contiguous slots of each global batch.
 
     Raises:
         InputError: the global batch does not divide among the processes; names sizes that do.
@@ -175,7 +175,35 @@ def rank_slice(batches: Indices, rank: int, world_size: int) -> Indices:
         )
     assert 0 <= rank < world_size
     size = batch_size // world_size
-    return batches[:, rank * size : (rank + 1) * size]
+    return batches[:, rank * size : (rank + 1) * size].reshape(len(batches) * pieces, size // pieces)
+
+
+def num_pieces(batch_size: int, world_size: int, micro_batch: int | None, *, halves: bool = False) -> int:
+    """In how many equal pieces a process takes its slice of a global batch, one after the other, in one step.
+
+    Args:
+        micro_batch: how many slots a process takes at once; None, or more than its slice has: all of them.
+        halves: whether every piece must be half labeled, half unlabeled: of even size.
+
+    Raises:
+        InputError: the slice does not divide so; names the sizes that are allowed.
+    """
+    slots, unit = batch_size // world_size, 2 if halves else 1
+    if halves and (batch_size % world_size or slots % 2):
+        below = batch_size // (2 * world_size) * 2 * world_size
+        raise InputError(
+            f"batch_size: {batch_size} does not divide into a labeled and an unlabeled half for each of {world_size} "
+            f"process(es); choose a multiple of {2 * world_size}, {below + 2 * world_size} for instance"
+        )
+    if micro_batch is None or (micro_batch >= slots and micro_batch >= unit):
+        return 1
+    if micro_batch < 1 or slots % micro_batch or micro_batch % unit:
+        allowed = ", ".join(str(n) for n in range(unit, slots + 1, unit) if slots % n == 0)
+        raise InputError(
+            f"runtime.micro_batch: {micro_batch} does not divide the {slots} slots of a global batch of {batch_size} "
+            f"that each of {world_size} process(es) takes{' into halves' if halves else ''}; allowed: {allowed}"
+        )
+    return slots // micro_batch
 
 
 def rank_range(num_batches: int, rank: int, world_size: int) -> range:

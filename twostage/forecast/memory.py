@@ -104,7 +104,8 @@ def memory_of(
         num_views: augmentations of each sample that one step puts through the network.
     """
     half = config.runtime.precision != "fp32"
-    images = settings.batch_size // num_processes * num_views
+    slots = settings.batch_size // num_processes
+    images = min(slots, config.runtime.micro_batch or slots) * num_views
     average = isinstance(settings, TrainConfig) and settings.ema_decay is not None
     copies = 4 if average else 3            # weights, gradients, the best ones, their average
     tables = 8 * len(dataset)

@@ -19,12 +19,13 @@ import pyarrow as pa
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from twostage.config import AugmentConfig, LoaderConfig
+from twostage.config import AugmentConfig
 from twostage.data.augment import resized_shape
 from twostage.data.dataset import Dataset
 from twostage.data.loader import MAX_PIXELS as MAX_RESIZED
 from twostage.data.pipeline import DecodePipeline, Fed
 from twostage.data.schema import InputError, nearest, write_table
+from twostage.machine_config import LoaderConfig
 
 MAX_BYTES: Final = 64 << 20
 """of a file; as `data_prep build` has it"""

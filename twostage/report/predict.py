@@ -18,12 +18,12 @@ import torch
 from accelerate import Accelerator
 
 from twostage.cli import Parser
-from twostage.config import RuntimeConfig
 from twostage.data import plan
 from twostage.data.dataset import Dataset
 from twostage.data.loader import StreamedImages
 from twostage.data.plan import Indices
 from twostage.data.schema import InputError, nearest, write_aside, write_table
+from twostage.machine_config import RuntimeConfig
 from twostage.report.photos import Found, Header, as_dataset, find, inspect, name_of
 from twostage.report.trained import Precision, Trained, open_trained
 from twostage.runtime.evaluation import probabilities

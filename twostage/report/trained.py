@@ -18,10 +18,11 @@ from safetensors.numpy import load as load_arrays
 from torch import nn
 
 from twostage.baselines import has_output_norm
-from twostage.config import AugmentConfig, LoaderConfig, ModelConfig, RuntimeConfig
+from twostage.config import AugmentConfig, ModelConfig
 from twostage.data.augment import NUM_CHANNELS, Pixels, check_augment
 from twostage.data.dataset import Dataset
 from twostage.data.schema import GIVEN_LABELS, InputError, file_digest, nearest
+from twostage.machine_config import LoaderConfig, RuntimeConfig
 from twostage.models import build_model
 from twostage.rows import titles
 from twostage.runtime.checkpoint import load_weights

@@ -7,7 +7,7 @@ after the first. A folder that exists already is never overwritten: the newer on
 
     model.safetensors, optimizer.safetensors, extra.safetensors    by parameter name; written by rank 0
     state.json                                                     position, learning rates, scaler: the rest
-    rng-<rank>.safetensors                                         written by each rank
+    rng-<rank>.safetensors                                         random state and `own_tensors`; written by each rank
     manifest.json                                                  written last
 """
 
@@ -34,6 +34,7 @@ from twostage.runtime.zero import ZeroOptimizer
 
 WRITERS = 4
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+OWN = "own."
 Contents = dict[str, Callable[[], manifest.Data]]
 
 
@@ -48,6 +49,7 @@ def save(
     world: World,
     keep: int,
     scaler_state: dict[str, Any] | None = None,
+    own_tensors: dict[str, Tensor] | None = None,
 ) -> Path:
     """Writes the checkpoint of a step and removes all but the newest `keep`; called by every rank together.
 
@@ -57,6 +59,7 @@ def save(
         extra_tensors: whatever else is needed to go on; rank 0's are kept.
         state: JSON values; rank 0's are kept. `rng_seed` must be among them: it serves ranks that join later.
         scaler_state: of the gradient scaler, for fp16.
+        own_tensors: what is this rank's alone; every rank's are kept.
 
     Returns:
         the folder of the new checkpoint.
@@ -67,7 +70,7 @@ def save(
     """
     assert "rng_seed" in state and keep >= 1
     aside = folder / f".step-{step:08d}.tmp"
-    contents = _contents(model, optimizer, extra_tensors, state, scaler_state, world)
+    contents = _contents(model, optimizer, extra_tensors, state, scaler_state, own_tensors or {}, world)
     _together(world, aside, lambda: _make_aside(aside) if world.is_main else "")
     parts = _together(world, aside, lambda: _write_files(aside, contents))
     files: manifest.Files = {name: entry for part in parts for name, entry in json.loads(part).items()}
@@ -86,6 +89,7 @@ def _contents(
     extra_tensors: dict[str, Tensor],
     state: dict[str, Any],
     scaler_state: dict[str, Any] | None,
+    own_tensors: dict[str, Tensor],
     world: World,
 ) -> Contents:
     """This rank's files. Each tensor of a GPU is copied only when it is written, those of a CPU never."""
@@ -94,6 +98,7 @@ def _contents(
     moments, rest = snapshot.optimizer_state(whole, model)
     record = json.dumps({"state": state, "optimizer": rest, "scaler": scaler_state}).encode()
     random_tensors, random_rest = snapshot.random_state(world.device)
+    random_tensors |= {OWN + name: tensor for name, tensor in own_tensors.items()}
     own: Contents = {_rng_name(world.rank): lambda: snapshot.to_parts(random_tensors, random_rest)}
     if not world.is_main:
         return own
@@ -181,6 +186,13 @@ class Checkpoint:
     def tensors(self) -> dict[str, Tensor]:
         """The extra tensors that were saved, on the CPU."""
         return self._tensors("extra.safetensors")
+
+    def own_tensors(self, world: World) -> dict[str, Tensor]:
+        """What this rank saved as its own; nothing, on any rank, where another number of processes saved it."""
+        if world.size != self.num_ranks:
+            return {}
+        tensors = self._tensors(_rng_name(world.rank))
+        return {name.removeprefix(OWN): tensor for name, tensor in tensors.items() if name.startswith(OWN)}
 
     def restore(
         self,

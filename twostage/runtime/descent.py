@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from twostage.runtime import preemption
+from twostage.runtime.snapshot import bare
 from twostage.runtime.world import World
 from twostage.runtime.zero import ZeroOptimizer
 
@@ -25,54 +26,102 @@ STOP: Final = 2
 
 
 class Descent:
-    """Takes the steps of one stage, the same ones on all ranks."""
+    """Takes the steps of one stage, the same ones on all ranks, each in one or more pieces."""
 
     def __init__(
-        self, accelerator: Accelerator, optimizer: torch.optim.Optimizer | ZeroOptimizer, world: World
+        self,
+        accelerator: Accelerator,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer | ZeroOptimizer,
+        world: World,
+        pieces: int,
+        max_skipped: int,
     ) -> None:
-        """`optimizer` is the one that `session.prepare` gave."""
-        self._accelerator, self._optimizer, self._world = accelerator, optimizer, world
-        self.stop = False
-        """whether any rank has been asked to stop, as far as the last step knew; the same on all"""
-
-    def take(self, loss: Tensor, step: int) -> list[int]:
-        """Takes one step, unless the loss of any rank is not finite; then nothing but BatchNorm has changed.
+        """Begins before the first step.
 
         Args:
-            loss: this rank's, a scalar with its graph.
-            step: its number, for the warning.
-
-        Returns:
-            The ranks whose loss is not finite: none, if the step was taken. The same on all ranks.
+            network, optimizer: what `session.prepare` gave.
+            pieces: of each step; every rank has as many.
+            max_skipped: how many steps of one epoch may be skipped.
         """
-        ballot = _Ballot(loss.detach(), self._world)
-        if isinstance(self._optimizer, ZeroOptimizer):      # its backward pass leaves gradients that a step must use up
-            spoiled_by = self._count(ballot, step)
-            if not spoiled_by:
-                self._optimizer.descend(loss)
-            return spoiled_by
-        self._accelerator.backward(loss)
-        spoiled_by = self._count(ballot, step)
-        if not spoiled_by:
-            self._optimizer.step()
-        self._optimizer.zero_grad()
-        return spoiled_by
+        self._accelerator, self._optimizer, self._world = accelerator, optimizer, world
+        self._pieces, self._taken = pieces, 0
+        self._wrapped = _wrapped(network) if pieces > 1 else None
+        self._finite = True
+        self.max_skipped = max_skipped
+        self.complete = False
+        """whether the last piece was the last one of its step"""
+        self.spoiled_by: list[int] = []
+        """ranks whose loss was not finite in the last step, so that no rank took it; the same on all"""
+        self.stop = False
+        """whether any rank has been asked to stop, as far as the last step knew; the same on all"""
+        self._expect_piece()
 
-    def _count(self, ballot: _Ballot, step: int) -> list[int]:
+    def take(self, loss: Tensor, step: int) -> None:
+        """Takes a piece of a step; with the last one the step itself, unless the loss of any rank is not finite.
+
+        In that case nothing has changed but BatchNorm's statistics.
+
+        Args:
+            loss: this rank's, a scalar with its graph: a mean over the piece.
+            step: its number, for the warning.
+        """
+        self._taken += 1
+        self.complete = self._taken == self._pieces
+        if not self.complete:
+            self._finite = self._finite and math.isfinite(loss.item())
+            self._take_piece(loss)
+            self._expect_piece()
+            return
+        ballot = _Ballot(loss.detach(), self._finite, self._world)
+        if isinstance(self._optimizer, ZeroOptimizer):
+            self._count(ballot, step)           # before its backward pass, behind which the step cannot be left out
+            if self.spoiled_by:
+                self._optimizer.discard()
+            else:
+                self._optimizer.descend(loss)
+        else:
+            self._take_piece(loss)
+            self._count(ballot, step)
+            if not self.spoiled_by:
+                self._optimizer.step()
+            self._optimizer.zero_grad()
+        self._taken, self._finite = 0, True
+        self._expect_piece()
+
+    def _take_piece(self, loss: Tensor) -> None:
+        """Adds the gradients of one of several pieces."""
+        if isinstance(self._optimizer, ZeroOptimizer):
+            self._optimizer.descend(loss)       # it knows how many there are
+        else:
+            self._accelerator.backward(loss if self._pieces == 1 else loss / self._pieces)
+
+    def _expect_piece(self) -> None:
+        """Only a step's last piece sums its gradients over the ranks, as DDP wants to know before the forward pass."""
+        if self._wrapped is not None:
+            self._wrapped.require_backward_grad_sync = self._taken == self._pieces - 1
+
+    def _count(self, ballot: _Ballot, step: int) -> None:
         votes = ballot.votes()
         self.stop = self.stop or any(vote & STOP for vote in votes)
-        spoiled_by = [rank for rank, vote in enumerate(votes) if vote & NOT_FINITE]
-        if spoiled_by and self._world.is_main:
-            ranks = ", ".join(map(str, spoiled_by))
+        self.spoiled_by = [rank for rank, vote in enumerate(votes) if vote & NOT_FINITE]
+        if self.spoiled_by and self._world.is_main:
+            ranks = ", ".join(map(str, self.spoiled_by))
             print(f"warning: step {step}: the loss is not finite on rank {ranks}; skipped", file=sys.stderr, flush=True)
-        return spoiled_by
+
+
+def _wrapped(network: nn.Module) -> nn.parallel.DistributedDataParallel | None:
+    """What sums the gradients over the ranks, below the wrapper of torch.compile; None with one process."""
+    inner = getattr(network, "_orig_mod", network)
+    return inner if isinstance(inner, nn.parallel.DistributedDataParallel) else None
 
 
 class _Ballot:
     """What every rank says in one step: sent when it is made, read with `votes`."""
 
-    def __init__(self, loss: Tensor, world: World) -> None:
-        own = STOP if preemption.asked() else 0
+    def __init__(self, loss: Tensor, finite: bool, world: World) -> None:
+        """`finite` says whether the pieces before this loss were."""
+        own = (STOP if preemption.asked() else 0) | (0 if finite else NOT_FINITE)
         self._work: dist.Work | None = None
         self._sent: torch.cuda.Event | None = None
         if loss.device.type == "cpu":       # nothing to wait for
@@ -83,7 +132,7 @@ class _Ballot:
                 self._work = dist.all_reduce(self._slots, async_op=True)
             return
         slots = torch.zeros(world.size, dtype=torch.int64, device=loss.device)
-        slots[world.rank] = torch.where(torch.isfinite(loss), 0, NOT_FINITE) + own
+        slots[world.rank] = torch.where(torch.isfinite(loss), own, own | NOT_FINITE)
         if world.size > 1:
             dist.all_reduce(slots)
         self._slots = torch.empty(world.size, dtype=torch.int64, pin_memory=True)
@@ -102,12 +151,25 @@ class _Ballot:
 
 
 class RunningStatistics:
-    """A copy of BatchNorm's statistics, as a forward pass whose loss is not finite may have spoiled them for good."""
+    """A copy of BatchNorm's statistics: a forward pass whose loss is not finite spoils them for good, and a checkpoint
+    averages them over the ranks.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
-        self._buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+        layers = {name: layer for name, layer in bare(model).named_modules() if isinstance(layer, _BatchNorm)}
+        named = {f"{name}.{own}": buffer for name, layer in layers.items() for own, buffer in layer.named_buffers()}
+        self._names, self._buffers = list(named), list(named.values())
         self._copies = [buffer.clone() for buffer in self._buffers]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was kept, by name."""
+        return dict(zip(self._names, self._copies, strict=True))
+
+    @torch.no_grad()
+    def set(self, tensors: dict[str, Tensor]) -> None:
+        """Sets the network's own to what `tensors` gave."""
+        for name, buffer in zip(self._names, self._buffers, strict=True):
+            buffer.copy_(tensors[name])
 
     @torch.no_grad()
     def keep(self) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from twostage.data import plan
 from twostage.data.plan import Indices
 from twostage.data.schema import NO_LABEL, InputError, file_digest, write_json, write_table
-from twostage.runtime import stage
+from twostage.runtime import stage, watchdog
 from twostage.runtime.checkpoint import load_weights
 from twostage.runtime.snapshot import bare
 from twostage.runtime.world import World, all_reduce_sum
@@ -54,6 +54,7 @@ def probabilities(
     mixed_up: Tensor | None = None
     with _evaluating(network), torch.no_grad():
         for batch, ((images,), index) in zip(batches, loader.batches(batches, training=False), strict=True):
+            watchdog.feed()
             with accelerator.autocast():
                 logits = network(images)
             wrong = (index != torch.from_numpy(batch).to(index.device, non_blocking=True)).any()
@@ -183,6 +184,7 @@ def evaluate(session: Session, folder: Path, weights: Path, *, output_norm: bool
         num_classes=views.num_classes,
         accelerator=session.accelerator,
     )
+    watchdog.sleep()
     labels, predicted = views.true_labels[index], probs.argmax(axis=1)
     results = metrics_from(labels, predicted, views.class_names)
     if world.is_main:

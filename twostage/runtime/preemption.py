@@ -48,7 +48,11 @@ class Preempted(Exception):  # noqa: N818 - not an error
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Notes SIGTERM and SIGUSR2 instead of dying of them, while inside."""
+    """Notes SIGTERM and SIGUSR2 instead of dying of them, while inside.
+
+    After the first they are ignored for good: a process that has saved and is about to leave with exit code 0 would
+    die of the second one otherwise.
+    """
     if threading.current_thread() is not threading.main_thread():       # others may not set handlers
         yield
         return
@@ -59,7 +63,7 @@ def listening() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if _received else handler)
 
 
 def _note(number: int, _: FrameType | None) -> None:

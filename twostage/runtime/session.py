@@ -26,6 +26,7 @@ from twostage.data.schema import InputError
 from twostage.data.views import Views, open_views
 from twostage.models import build_model
 from twostage.models.initial import COUNTER, take_over
+from twostage.runtime import watchdog
 from twostage.runtime.initial_weights import InitialWeights, read_initial_weights
 from twostage.runtime.mean_image import mean_image
 from twostage.runtime.world import World, agree, start
@@ -159,15 +160,24 @@ class Session:
         random.seed(seed)       # a network of the user's may draw from these two
         np.random.seed(seed % 2**32)
 
-    def draws(self, batch_size: int, *, epoch: int, num_views: int) -> Callable[[int], npt.NDArray[np.float32]]:
-        """What augments this rank's slots of each global batch of an epoch, by step: (num_views, slots, 5)."""
+    def pieces(self, batch_size: int, *, halves: bool = False) -> int:
+        """In how many pieces each process takes its slots of one step: `plan.num_pieces`."""
+        return plan.num_pieces(batch_size, self.world.size, self.config.runtime.micro_batch, halves=halves)
+
+    def draws(
+        self, batch_size: int, *, epoch: int, num_views: int, pieces: int
+    ) -> Callable[[int], npt.NDArray[np.float32]]:
+        """What augments this rank's slots of each global batch of an epoch, piece by piece: (num_views, slots, 5)."""
         rng_seed, world = self.config.run.rng_seed, self.world
-        slots = slice(world.rank * batch_size // world.size, (world.rank + 1) * batch_size // world.size)
+        size = batch_size // world.size // pieces
 
-        def of_step(step: int) -> npt.NDArray[np.float32]:
-            return plan.draws(batch_size, rng_seed=rng_seed, epoch=epoch, step=step, num_views=num_views)[:, slots]
+        def of_piece(number: int) -> npt.NDArray[np.float32]:
+            step, piece = divmod(number, pieces)
+            first = (world.rank * pieces + piece) * size
+            all_slots = plan.draws(batch_size, rng_seed=rng_seed, epoch=epoch, step=step, num_views=num_views)
+            return all_slots[:, first : first + size]
 
-        return of_step
+        return of_piece
 
     def inputs(self, *sections: str, **more: Any) -> dict[str, Any]:
         """All that a stage's result depends on, flat: the dataset's digests, configuration fields, and `more`."""
@@ -213,6 +223,7 @@ def open_session(config: Config) -> Session:
     """
     deepspeed = asked_for()
     accelerator, world = start(config.runtime)
+    watchdog.start(config.runtime.watchdog_seconds, world, config.run.dir)
     dataset = Dataset.open(config.data.dataset)
     views = open_views(dataset, config.data, config.run.rng_seed)
     agree(json.dumps(flat(dataclasses.asdict(config)), sort_keys=True), "configuration", world)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from twostage.config import PlateauConfig, RuntimeConfig
+from twostage.config import PlateauConfig
 from twostage.data.schema import InputError
 from twostage.ensembling import TemporalEnsemble
+from twostage.machine_config import RuntimeConfig
 from twostage.runtime import checkpoint
-from twostage.runtime.descent import RunningStatistics
+from twostage.runtime.descent import Descent, RunningStatistics
 from twostage.runtime.ema import WeightAverage
 from twostage.runtime.optimizers import Plateau
 from twostage.runtime.world import World, all_reduce_sum, average_batchnorm
@@ -65,6 +65,7 @@ class TrainingState:
 
     def __post_init__(self) -> None:
         self._statistics = RunningStatistics(self.model)
+        self._pieces: list[tuple[torch.Tensor, ...]] = []
 
     @classmethod
     def new(
@@ -88,35 +89,36 @@ class TrainingState:
         self._statistics.keep()
         return lr
 
-    def advance(self, *values: torch.Tensor, spoiled_by: Sequence[int], max_skipped: int) -> None:
-        """Notes that a step was taken, with the values for the meter; or that it was not, and why.
-
-        Args:
-            spoiled_by: ranks whose loss was not finite, so that no rank took the step; see Descent.take.
-            max_skipped: how many such steps one epoch may have.
+    def advance(self, *values: torch.Tensor, descent: Descent) -> None:
+        """Notes a piece of a step with its values for the meter; and with the last piece that the step was taken.
 
         Raises:
-            InputError: they are more, on all ranks alike.
+            InputError: the loss was not finite in too many steps of this epoch, on all ranks alike.
         """
+        self._pieces.append(tuple(value.detach() for value in values))
+        if not descent.complete:
+            return
+        pieces, self._pieces = self._pieces, []
         self.step += 1
         self.total_steps += 1
-        if spoiled_by:
+        if descent.spoiled_by:
             self._statistics.restore()
-            self._skipped(spoiled_by, max_skipped)
+            self._skipped(descent)
             return
         if self.average is not None:
             self.average.update(self.model)
-        self.meter.add(*values)
+        for piece in pieces:
+            self.meter.add(*piece)
         self._statistics.keep()
 
-    def _skipped(self, spoiled_by: Sequence[int], max_skipped: int) -> None:
+    def _skipped(self, descent: Descent) -> None:
         self.meter.skipped += 1
-        if self.meter.skipped > max_skipped:
+        if self.meter.skipped > descent.max_skipped:
             raise InputError(
                 f"step {self.total_steps} (epoch {self.epoch + 1}): the loss is not finite on rank "
-                f"{', '.join(map(str, spoiled_by))}, as in {self.meter.skipped - 1} steps of this epoch before; "
-                f"runtime.max_skipped_steps allows {max_skipped}. Lower the learning rate (optimizer.lr), or set "
-                "runtime.precision to fp32"
+                f"{', '.join(map(str, descent.spoiled_by))}, after {self.meter.skipped - 1} skipped steps in this "
+                f"epoch, and runtime.max_skipped_steps is {descent.max_skipped}. Lower the learning rate "
+                "(optimizer.lr), or set runtime.precision to fp32"
             )
 
     def checkpoint_due(self, runtime: RuntimeConfig, steps: int) -> bool:
@@ -136,9 +138,14 @@ class TrainingState:
         self.epoch, self.step, self.meter.skipped = self.epoch + 1, 0, 0
 
     def save(self, folder: Path, runtime: RuntimeConfig, rng_seed: int, world: World) -> None:
-        """Writes a checkpoint; BatchNorm statistics are averaged over the ranks first, as one copy is kept."""
-        average_batchnorm(self.model, world)
+        """Writes a checkpoint, and leaves no trace in what is trained.
+
+        What each rank has of its own, BatchNorm statistics and the meter, is kept twice: as every rank's, with which
+        the same number of processes goes on bit for bit, and averaged or summed, for any other number.
+        """
         self._statistics.keep()
+        own = {"meter": self.meter.sums, **self._statistics.tensors()} if world.size > 1 else {}
+        average_batchnorm(self.model, world)
         tensors = {"meter": all_reduce_sum(self.meter.sums, world), **_prefixed("best.", self.best)}
         if self.memory is not None:
             tensors |= _prefixed("memory.", self.memory.state_dict(lambda tensor: all_reduce_sum(tensor, world)))
@@ -160,7 +167,9 @@ class TrainingState:
             world=world,
             keep=runtime.keep_checkpoints,
             scaler_state=self.scaler.state_dict() if self.scaler is not None else None,
+            own_tensors=own,
         )
+        self._statistics.restore()
 
     def resume(self, folder: Path, world: World) -> int | None:
         """Goes back to the newest valid checkpoint, if there is any; returns its total step.
@@ -177,8 +186,12 @@ class TrainingState:
         self.meter.skipped = found.state.get("skipped", 0)      # not in checkpoints of earlier versions
         self.plateau.load_state_dict(found.state["plateau"])
         tensors = found.tensors()
-        # the meter was summed over all ranks: one rank goes on with the sum, the others from zero
-        self.meter.sums = tensors["meter"].to(world.device) * (1.0 if world.is_main else 0.0)
+        own = found.own_tensors(world)
+        if "meter" in own:
+            self.meter.sums = own.pop("meter").to(world.device)
+            self._statistics.set(own)
+        else:       # it was summed over all ranks: one goes on with the sum, the others from zero
+            self.meter.sums = tensors["meter"].to(world.device) * (1.0 if world.is_main else 0.0)
         self.best = {name: value.to(world.device) for name, value in _below("best.", tensors).items()}
         if self.memory is not None:     # the running epoch was summed over all ranks too
             self.memory.load_state_dict(_below("memory.", tensors), with_running_epoch=world.is_main)

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from twostage.data.schema import InputError
+from twostage.runtime import failure
 from twostage.runtime.preemption import Preempted
 
 NAME: Final = "status.json"
@@ -42,7 +43,7 @@ WRONG_INPUT: Final = 2
 def reported(run_dir: Path, verb: str) -> Iterator[None]:
     """Keeps `status.json` while a verb is at work inside; exceptions pass through.
 
-    Rank 0 says that it runs, ended well or was preempted; any rank says that it failed, whatever the others do.
+    Rank 0 says that it runs, ended well or was preempted; the rank that fails first says so.
     """
     is_main = _rank() == 0
     if is_main and run_dir.is_dir():
@@ -56,6 +57,8 @@ def reported(run_dir: Path, verb: str) -> Iterator[None]:
     except Exception as error:
         line = " ".join(str(error).split()) or type(error).__name__
         code = WRONG_INPUT if isinstance(error, InputError) else 1
+        if failure.is_first() is False:
+            raise
         with suppress(OSError):         # a full disk, most likely: what is told is the first error
             write(run_dir, "failed", verb, error=line, exit_code=code)
         raise

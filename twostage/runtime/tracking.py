@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
 from twostage.config import Config
 from twostage.data.schema import InputError, write_aside
+from twostage.runtime import watchdog
 from twostage.runtime.trackers import make_tracker
 from twostage.runtime.world import World
 
@@ -77,6 +79,40 @@ def stop_tracking(accelerator: Accelerator) -> None:
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers, accelerator.log_with = [], []
+    watchdog.sleep()
+
+
+class IndexLog:
+    """Which samples each step was taken on: a JSON line for each piece of each rank, `step`, first `slot`, `index`.
+
+    The lines of one step, by slot, are its global batch, whatever the number of processes was.
+    """
+
+    def __init__(self, folder: Path, world: World, resumed_step: int | None, pieces: int) -> None:
+        """Begins, or goes on after a resumed step; what was written after it is removed.
+
+        Args:
+            folder: of the stage.
+            pieces: in how many a rank's slots of a step come; 0 where no log is wanted.
+        """
+        self._path = folder / "indices" / f"rank-{world.rank:05d}.jsonl" if pieces else None
+        self._rank, self._pieces, self._number = world.rank, pieces, 0
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        paths = sorted(self._path.parent.glob("rank-*.jsonl"))      # more of them, where there were more processes
+        for path in paths[world.size :] if world.is_main else []:
+            forget_after(path, -1 if resumed_step is None else resumed_step)
+        forget_after(self._path, -1 if resumed_step is None else resumed_step)
+
+    def note(self, index: torch.Tensor, step: int) -> None:
+        """Adds the next piece of this rank's slots of a step."""
+        if self._path is None:
+            return
+        slot = (self._rank * self._pieces + self._number) * len(index)
+        self._number = (self._number + 1) % self._pieces
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "slot": slot, "index": index.tolist()}) + "\n")
 
 
 def forget_after(path: Path, step: int) -> None:
@@ -140,11 +176,13 @@ class Progress:
         self._images = self._epoch_images = 0
         self._started = self._rates_since = time.monotonic()
         self._in_epoch = True
+        watchdog.feed()
         if self.world.is_main and sys.stderr.isatty():
             self._bar = tqdm(total=num_steps, initial=first_step, desc=self._title(), unit="step", leave=False)
 
     def step(self, num_images: int, data_wait: float = 0.0) -> None:
         """Notes a step over `num_images` images of all ranks, and the loader's share of waiting."""
+        watchdog.feed()
         self.position += 1
         self._steps_taken += 1
         self._images += num_images

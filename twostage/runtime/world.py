@@ -19,8 +19,8 @@ from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwa
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from twostage.config import RuntimeConfig
 from twostage.data.schema import InputError
+from twostage.machine_config import RuntimeConfig
 from twostage.runtime.zero_config import hidden_from_accelerate
 
 

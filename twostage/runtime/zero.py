@@ -22,8 +22,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from twostage.config import RuntimeConfig
 from twostage.data.schema import InputError
+from twostage.machine_config import RuntimeConfig
 from twostage.runtime.world import World, all_reduce_sum
 from twostage.runtime.zero_config import read_config
 

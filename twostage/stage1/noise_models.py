@@ -141,6 +141,7 @@ def train(
     clean_set = open_clean_set(views, session.config.data, rng_seed)
     clean = np.full(len(views.dataset), NO_LABEL, dtype=np.int64)
     clean[clean_set.train] = clean_set.labels[clean_set.train]
+    pieces = session.pieces(config.batch_size, halves=True)
     inputs = session.inputs(
         noise_model=stage.plain(config),
         kind=kind,
@@ -157,13 +158,14 @@ def train(
 
     model = noise.model
     optimizer = make_optimizer(model, config.optimizer)
-    network, prepared = session.prepare(model, optimizer, config.batch_size)
-    descent = Descent(accelerator, prepared, world)
+    network, prepared = session.prepare(model, optimizer, config.batch_size, pieces)
+    descent = Descent(accelerator, network, prepared, world, pieces, runtime.max_skipped_steps)
     meter = Meter(("train/loss", "train/clean", "train/noisy"), world.device)
     state = TrainingState.new(model, prepared, config.plateau, meter, accelerator.scaler)
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
     tracking.start_tracking(accelerator, folder, resumed, session.config)
+    index_log = tracking.IndexLog(folder, world, resumed, pieces if runtime.index_log else 0)
     clean_table, given_table = session.table(clean), session.table(views.labels)
     progress = tracking.Progress(folder.name, config.epochs, "epoch", world)
 
@@ -180,29 +182,34 @@ def train(
             shard=views.dataset.shard,
             window_shards=session.config.loader.window_shards,
         )
-        mine = plan.rank_slice(batches, world.rank, world.size)
-        draws = session.draws(config.batch_size, epoch=state.epoch, num_views=1)
+        mine = plan.rank_slice(batches, world.rank, world.size, pieces)
+        draws = session.draws(config.batch_size, epoch=state.epoch, num_views=1, pieces=pieces)
         network.train()
         noise.start_epoch(state.epoch)
         lr = state.set_lr(config.optimizer.lr)
-        progress.start_epoch(state.epoch, len(mine), state.step)
+        progress.start_epoch(state.epoch, len(batches), state.step)
 
-        for (images,), index in session.loader.batches(mine, training=True, draws=draws, first_step=state.step):
+        for (images,), index in session.loader.batches(
+            mine, training=True, draws=draws, first_step=state.step * pieces
+        ):
+            index_log.note(index, state.total_steps + 1)
             with accelerator.autocast():
                 outputs = network(images)
             of_clean, of_noisy = noise.losses(outputs, clean_table[index], given_table[index])
             loss = of_clean + of_noisy
-            spoiled_by = descent.take(loss, state.total_steps + 1)
+            descent.take(loss, state.total_steps + 1)
             noise.settle()
             if isinstance(prepared, ZeroOptimizer):
                 prepared.weights_changed()
 
-            state.advance(loss, of_clean, of_noisy, spoiled_by=spoiled_by, max_skipped=runtime.max_skipped_steps)
-            progress.step(len(index) * world.size, session.loader.data_wait)
+            state.advance(loss, of_clean, of_noisy, descent=descent)
+            if not descent.complete:
+                continue
+            progress.step(config.batch_size, session.loader.data_wait)
             if state.total_steps % runtime.log_steps == 0:
                 rates = progress.rates(session.loader)
                 tracking.log(accelerator, {**state.meter.means(world), **rates}, state.total_steps, state.epoch)
-            if descent.stop or state.checkpoint_due(runtime, len(mine)):
+            if descent.stop or state.checkpoint_due(runtime, len(batches)):
                 state.save(folder, runtime, rng_seed, world)
                 preemption.leave_if_asked(folder, state.total_steps, world)
 

@@ -55,6 +55,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
         view, val, labels_of = variant.clean_set.train, variant.clean_set.val, variant.clean_set.labels
     val = val if variant.val is None else variant.val
 
+    pieces = session.pieces(config.batch_size)
     inputs = session.inputs(
         **stage.plain(config, "pretrain."),
         loss=variant.loss,
@@ -72,13 +73,14 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
     loss_of = loss_by_name(variant.loss, transition, variant.positive_weight)
     model = session.new_model(output_norm=variant.loss in OUTPUT_NORM, initial=True)
     optimizer = make_optimizer(model, config.optimizer)
-    network, prepared = session.prepare(model, optimizer, config.batch_size)
-    descent = Descent(accelerator, prepared, world)
+    network, prepared = session.prepare(model, optimizer, config.batch_size, pieces)
+    descent = Descent(accelerator, network, prepared, world, pieces, runtime.max_skipped_steps)
     meter = Meter(("train/loss",), world.device)
     state = TrainingState.new(model, prepared, config.plateau, meter, accelerator.scaler)
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
     tracking.start_tracking(accelerator, folder, resumed, session.config)
+    index_log = tracking.IndexLog(folder, world, resumed, pieces if runtime.index_log else 0)
     label_table = session.table(labels_of)
     progress = tracking.Progress(folder.name, config.epochs, "epoch", world)
 
@@ -92,25 +94,30 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
             shard=views.dataset.shard,
             window_shards=session.config.loader.window_shards,
         )
-        mine = plan.rank_slice(batches, world.rank, world.size)
-        draws = session.draws(config.batch_size, epoch=state.epoch, num_views=1)
+        mine = plan.rank_slice(batches, world.rank, world.size, pieces)
+        draws = session.draws(config.batch_size, epoch=state.epoch, num_views=1, pieces=pieces)
         network.train()
         lr = state.set_lr(config.optimizer.lr)
-        progress.start_epoch(state.epoch, len(mine), state.step)
+        progress.start_epoch(state.epoch, len(batches), state.step)
 
-        for (images,), index in session.loader.batches(mine, training=True, draws=draws, first_step=state.step):
+        for (images,), index in session.loader.batches(
+            mine, training=True, draws=draws, first_step=state.step * pieces
+        ):
+            index_log.note(index, state.total_steps + 1)
             labels = label_table[index]
             with accelerator.autocast():
                 logits = network(images)
             loss = loss_of(logits, labels)
-            spoiled_by = descent.take(loss, state.total_steps + 1)
+            descent.take(loss, state.total_steps + 1)
 
-            state.advance(loss, spoiled_by=spoiled_by, max_skipped=runtime.max_skipped_steps)
-            progress.step(len(index) * world.size, session.loader.data_wait)
+            state.advance(loss, descent=descent)
+            if not descent.complete:
+                continue
+            progress.step(config.batch_size, session.loader.data_wait)
             if state.total_steps % runtime.log_steps == 0:
                 rates = progress.rates(session.loader)
                 tracking.log(accelerator, {**state.meter.means(world), **rates}, state.total_steps, state.epoch)
-            if descent.stop or state.checkpoint_due(runtime, len(mine)):
+            if descent.stop or state.checkpoint_due(runtime, len(batches)):
                 state.save(folder, runtime, rng_seed, world)
                 preemption.leave_if_asked(folder, state.total_steps, world)
 

@@ -13,7 +13,7 @@ import torch
 
 from twostage.data import plan
 from twostage.data.schema import file_digest
-from twostage.runtime import stage
+from twostage.runtime import stage, watchdog
 from twostage.runtime.checkpoint import load_weights
 from twostage.runtime.evaluation import probabilities
 from twostage.runtime.session import Session
@@ -95,6 +95,7 @@ def rank(session: Session, folder: Path, model_folder: Path, *, per_class: bool 
         aside.replace(part)
     barrier(world)
     progress.close()
+    watchdog.sleep()
     stage.finish(folder, inputs, {"samples": len(scored), "parts": total}, world)
 
 

@@ -38,6 +38,7 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
     check_method(config)
     seeds, val, val_labels = _mined_labels(session, mined)
     unlabeled = np.setdiff1d(views.train, np.flatnonzero(seeds != NO_LABEL))
+    pieces = session.pieces(config.batch_size, halves=True)
     inputs = session.inputs(
         **stage.plain(config, "train."),
         weights=file_digest(weights) if config.init == "stage1" else None,
@@ -56,8 +57,8 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
     if config.init == "stage1":
         load_weights(weights, model)
     optimizer = make_optimizer(model, config.optimizer)
-    network, prepared = session.prepare(model, optimizer, config.batch_size)
-    descent = Descent(accelerator, prepared, world)
+    network, prepared = session.prepare(model, optimizer, config.batch_size, pieces)
+    descent = Descent(accelerator, network, prepared, world, pieces, runtime.max_skipped_steps)
     meter = Meter(("train/loss", "train/cross_entropy", "train/consistency"), world.device)
     method = make_method(config, session)
     state = TrainingState.new(
@@ -66,6 +67,7 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
     session.seed_rank(folder.name)
     resumed = state.resume(folder, world)
     tracking.start_tracking(accelerator, folder, resumed, session.config)
+    index_log = tracking.IndexLog(folder, world, resumed, pieces if runtime.index_log else 0)
     label_table = session.table(seeds)
     progress = tracking.Progress(folder.name, config.sub_epochs, "sub-epoch", world)
 
@@ -82,28 +84,31 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
             shard=views.dataset.shard,
             window_shards=session.config.loader.window_shards,
         )
-        mine = plan.rank_slice(batches, world.rank, world.size)
-        draws = session.draws(config.batch_size, epoch=state.epoch, num_views=method.num_views)
+        mine = plan.rank_slice(batches, world.rank, world.size, pieces)
+        draws = session.draws(config.batch_size, epoch=state.epoch, num_views=method.num_views, pieces=pieces)
         network.train()
         lr = state.set_lr(config.optimizer.lr * ramp_down(config.sub_epochs - state.epoch, config.ramp_down))
         consistency_weight = loss_weight(config, state.epoch)
-        progress.start_epoch(state.epoch, len(mine), state.step)
+        progress.start_epoch(state.epoch, len(batches), state.step)
 
         for images, index in session.loader.batches(
-            mine, training=True, num_views=method.num_views, draws=draws, first_step=state.step
+            mine, training=True, num_views=method.num_views, draws=draws, first_step=state.step * pieces
         ):
+            index_log.note(index, state.total_steps + 1)
             labels = label_table[index]
             with accelerator.autocast():
                 supervised, consistency = method.losses(network, images, index, labels)
             loss = supervised + consistency_weight * consistency
-            spoiled_by = descent.take(loss, state.total_steps + 1)
+            descent.take(loss, state.total_steps + 1)
 
-            state.advance(loss, supervised, consistency, spoiled_by=spoiled_by, max_skipped=runtime.max_skipped_steps)
-            progress.step(len(index) * world.size, session.loader.data_wait)
+            state.advance(loss, supervised, consistency, descent=descent)
+            if not descent.complete:
+                continue
+            progress.step(config.batch_size, session.loader.data_wait)
             if state.total_steps % runtime.log_steps == 0:
                 rates = progress.rates(session.loader)
                 tracking.log(accelerator, {**state.meter.means(world), **rates}, state.total_steps, state.epoch)
-            if descent.stop or state.checkpoint_due(runtime, len(mine)):
+            if descent.stop or state.checkpoint_due(runtime, len(batches)):
                 state.save(folder, runtime, rng_seed, world)
                 preemption.leave_if_asked(folder, state.total_steps, world)
 

@@ -1,6 +1,7 @@
-"""Runs of several gloo processes, as a launcher that asks for DeepSpeed would start them.
+"""Runs of several gloo processes, with or without DeepSpeed, as a launcher would start them.
 
-They start fast, as they are forked from a process that has imported everything.
+They start fast, as they are forked from a process that has imported everything. What a real launcher does with signals
+and dead processes is tested where there is one: tests/launch, tests/slurm.
 """
 
 from __future__ import annotations
@@ -20,18 +21,17 @@ from typing import Any
 
 from torch import nn
 
-from twostage.config import RuntimeConfig
 from twostage.runtime import manifest
 from twostage.runtime.tracking import NONREPRODUCIBLE_KEYS
 from twostage.runtime.zero_config import FILE, USE
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["zero_ranks", "twostage.verbs", "twostage.stage1.pretrain", "twostage.stage2.train"])
+FORKS.set_forkserver_preload(["ranks", "twostage.verbs", "twostage.stage1.pretrain", "twostage.stage2.train"])
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "data.labels": "noisy",
     "data.holdout": "0.1",
-    "model.name": "zero_ranks:factory",
+    "model.name": "ranks:factory",
     "model.dropout": "0.2",
     "augment.channels": "gray",
     "augment.resize": "null",
@@ -44,16 +44,15 @@ SETTINGS = {
     "pretrain.batch_size": "64",
     "pretrain.optimizer.lr": "0.003",
     "train.method": "temporal_ensembling",
-    "train.sub_epochs": "2",
+    "train.sub_epochs": "3",
     "train.batch_size": "64",
     "train.ema_decay": "0.99",
     "train.consistency_weight": "3",
     "train.optimizer.lr": "0.001",
     "runtime.log_steps": "5",
     "runtime.checkpoint_steps": "4",
+    "runtime.index_log": "true",
 }
-if "index_log" in {field.name for field in dataclasses.fields(RuntimeConfig)}:
-    SETTINGS["runtime.index_log"] = "true"
 
 
 def factory(*, num_classes: int, in_channels: int, image_size: int, dropout: float, input_noise: float) -> nn.Module:
@@ -117,29 +116,34 @@ class Run:
         return self.log.read_text()
 
 
-def start(arguments: Sequence[str], log: Path, *, size: int = 2, stage: int = 1, write_delay: float = 0.0) -> Run:
-    """Starts `python -m twostage ARGUMENTS` in `size` processes, under ZeRO `stage`; 0: without DeepSpeed.
+def start(
+    arguments: Sequence[str], log: Path, *, size: int = 2, zero: int = 0, write_delay: float = 0.0, spoil: str = ""
+) -> Run:
+    """Starts `python -m twostage ARGUMENTS` in `size` processes.
 
-    `write_delay` is how many seconds the writing of each file of a checkpoint is slowed down by.
+    Args:
+        zero: stage of ZeRO; 0: without DeepSpeed.
+        write_delay: seconds that the writing of each file of a checkpoint is slowed down by.
+        spoil: `RANK:STEP[,RANK:STEP...]`: where the loss becomes NaN.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     environment |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)} if size > 1 else {}
     environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
-    if stage:
-        environment |= {USE: "true", FILE: str(ROOT / "launch" / "deepspeed" / f"zero{stage}.json")}
+    if zero:
+        environment |= {USE: "true", FILE: str(ROOT / "launch" / "deepspeed" / f"zero{zero}.json")}
     log.unlink(missing_ok=True)
     processes = []
     for rank in range(size):
         own = {**environment, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {})}
-        process = FORKS.Process(target=_rank, args=(own, list(arguments), log, write_delay))
+        process = FORKS.Process(target=_rank, args=(own, list(arguments), log, write_delay, spoil))
         process.start()
         processes.append(process)
     return Run(processes, log)
 
 
-def _rank(environment: dict[str, str], arguments: list[str], log: Path, write_delay: float) -> None:
+def _rank(environment: dict[str, str], arguments: list[str], log: Path, write_delay: float, spoil: str) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
@@ -149,15 +153,19 @@ def _rank(environment: dict[str, str], arguments: list[str], log: Path, write_de
     import torch
 
     from twostage.__main__ import main
+    from twostage.runtime.descent import Descent
 
     torch.set_num_threads(1)
-    write = manifest.write_synced
+    write, take, rank = manifest.write_synced, Descent.take, environment.get("RANK", "0")
 
     def slow(path: Path, data: bytes) -> dict[str, Any]:
         time.sleep(write_delay)
         return write(path, data)
 
-    manifest.write_synced = slow
+    def spoiled(self: Descent, loss: torch.Tensor, step: int) -> None:
+        take(self, loss * float("nan") if f"{rank}:{step}" in spoil.split(",") else loss, step)
+
+    manifest.write_synced, Descent.take = slow, spoiled     # type: ignore[method-assign]
     sys.exit(main(arguments))
 
 
@@ -177,3 +185,31 @@ def result(stage: Path) -> dict[str, Any]:
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Names of what differs; for messages that people can read."""
     return sorted(name for name in {**one, **other} if one.get(name) != other.get(name))
+
+
+def global_batches(stage: Path) -> dict[int, list[int]]:
+    """The log of indices: the slots of each step's global batch, in order, without a gap or anything twice."""
+    slices: dict[int, dict[int, list[int]]] = {}
+    for path in sorted((stage / "indices").glob("rank-*.jsonl")):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            step = slices.setdefault(entry["step"], {})
+            assert entry["slot"] not in step, f"{path}: step {entry['step']}, slot {entry['slot']} is there twice"
+            step[entry["slot"]] = entry["index"]
+    batches = {}
+    for number, pieces in sorted(slices.items()):
+        batch: list[int] = []
+        for slot, index in sorted(pieces.items()):
+            assert slot == len(batch), f"step {number}: slot {slot} follows {len(batch)} slots"
+            batch += index
+        batches[number] = batch
+    assert list(batches) == list(range(1, len(batches) + 1)), "steps are missing"
+    return batches
+
+
+def position(stage: Path) -> str:
+    """The newest checkpoint, complete or not, with the number of files in it."""
+    paths = {path.name.lstrip("."): path for path in (stage / "checkpoints").glob("*step-*")}
+    if not paths:
+        return ""
+    return f"{max(paths)} {len(list(paths[max(paths)].glob('*')))}"
