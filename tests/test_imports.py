@@ -38,6 +38,7 @@ LAYERS = {          # a module may import modules of its own layer's number or o
     "twostage.fields": 4,
     "twostage.commands": 4,
     "twostage.completion": 4,
+    "twostage.doctor": 4,
     "twostage.rehearsal": 4,
     "twostage.__main__": 4,
 }

@@ -44,6 +44,7 @@ These take run folders instead; see `twostage VERB --help`:
   export      a model as a folder for other tools: safetensors, torch.export, ONNX: twostage export RUN OUT
   runs        what ran, how far it is, its best figures: twostage runs DIR [DIR ...]
   reproduce   a table of the paper: many runs, ours beside its figures
+  doctor      whether this machine, or all processes of a launch, can do what a run needs
   completion  a script that lets the shell complete verbs, fields and files: twostage completion bash
 
 A verb does only what is missing in the run folder, so it is safe to run again after anything. On SIGTERM or SIGUSR2
@@ -73,7 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     verb = arguments[0]
     try:
         if verb in OF_FOLDERS:
-            return function_of(verb)(arguments[1:])
+            code = function_of(verb)(arguments[1:])
+            _part()
+            return code
         if verb not in VERBS:
             raise InputError(f"unknown verb {verb!r}; {nearest(verb, ALL)}")
         if {"-h", "--help"} & set(arguments):

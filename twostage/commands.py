@@ -20,6 +20,7 @@ OF_FOLDERS: Final = {
     "export": ("twostage.report.export", "export", "make_parser"),
     "runs": ("twostage.report.runs", "runs", "make_parser"),
     "reproduce": ("twostage.reproduce.command", "main", "make_parser"),
+    "doctor": ("twostage.doctor", "doctor", "make_parser"),
     "completion": ("twostage.completion", "completion", "make_parser"),
 }
 TAKES_FIELDS: Final = (*VERBS, "plan")

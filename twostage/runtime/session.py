@@ -209,6 +209,15 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def code_digests() -> dict[str, str]:
+    """SHA-256, shortened, of each file of this package: hosts may have different checkouts."""
+    package = Path(__file__).parents[1]
+    return {
+        str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        for path in sorted(package.rglob("*.py"))
+    }
+
+
 def derived_seed(rng_seed: int, *purpose: object) -> int:
     """A seed of its own for every purpose, so that no two uses of random numbers share a sequence."""
     digest = hashlib.sha256(repr((rng_seed, *purpose)).encode()).digest()
@@ -226,6 +235,7 @@ def open_session(config: Config) -> Session:
     watchdog.start(config.runtime.watchdog_seconds, world, config.run.dir)
     dataset = Dataset.open(config.data.dataset)
     views = open_views(dataset, config.data, config.run.rng_seed)
+    agree(json.dumps(code_digests(), sort_keys=True), "code", world)
     agree(json.dumps(flat(dataclasses.asdict(config)), sort_keys=True), "configuration", world)
     agree(json.dumps(views.digests, sort_keys=True), "dataset", world)
     loader = open_loader(
