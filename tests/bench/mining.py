@@ -1,86 +1,112 @@
-"""Mining a million samples of 14 classes: seconds, and the most memory that the process held.
+"""Mining a ranking of 14 classes, from its Parquet parts to the seed set on the disk, against what others would take.
 
-A ranking of 64 parts in a temporary folder, mined in a process of its own.
+A million rows, and with --full twenty million. Each side is a process that ends after a pass, so that its memory is
+that of one pass.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.bench.contest import Contest, Scale, Target
+from tests.bench.contest import Contest, Failed, Scale, Side, Target, alternate
+from tests.bench.mine_sides import KEPT, NUM_CLASSES
+from tests.bench.peer import Peer, extra
+from twostage.stage1.rank import part_schema
 
-NUM_SAMPLES, NUM_CLASSES, NUM_PARTS = 1_000_000, 14, 64
-MEASURED = """
-import json, resource, sys, time
-from pathlib import Path
-import numpy as np
-from twostage.config import MineConfig
-from twostage.stage1.mine import mine
-folder, names = Path(sys.argv[1]), [f"class {c}" for c in range(int(sys.argv[2]))]
-clean = np.load(folder / "clean.npy")
-seconds, busy = [], []
-for _ in range(5):
-    started, used = time.perf_counter(), time.process_time()
-    _, results = mine(folder / "rank", folder / "mine", class_names=names, config=MineConfig(), clean=clean)
-    seconds.append(time.perf_counter() - started)
-    busy.append(time.process_time() - used)
-mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"first": seconds[0], "best": min(seconds), "cpu": min(busy), "mib": mib, "kept": results["kept"]}))
-"""
+MODULE = "tests.bench.mine_sides"
+MILLION = 1_000_000
+NUM_PARTS, ROW_GROUP, CHUNK = 8, 1 << 14, 1 << 18
+OURS, DUCKDB, DUCKDB2, POLARS = "ours", "DuckDB, window", "DuckDB, window over the rest", "Polars, streaming"
+SCORES, ISSUES = "cleanlab, get_label_quality_scores", "cleanlab, find_label_issues"
+SIDES = {     # title: side, module, whether its rows are to be ours
+    OURS: ("ours", "numpy", True),
+    DUCKDB: ("duckdb", "duckdb", True),
+    DUCKDB2: ("duckdb-less-sorted", "duckdb", True),
+    POLARS: ("polars", "polars", True),
+    "pandas": ("pandas", "pandas", True),
+    SCORES: ("cleanlab-scores", "cleanlab", False),
+    ISSUES: ("cleanlab-issues", "cleanlab", False),
+}
 
 
 def compare(scale: Scale, folder: Path) -> Iterator[Contest]:
-    """Our mining of a million samples."""
-    found = measure()
-    yield Contest(
-        "mining 1 M samples of 14 classes",
-        "samples/s",
-        {"ours": [NUM_SAMPLES / found["best"]]},
-        mib={"ours": found["mib"]},
-        targets=(
-            Target("under 1 s", at_least=NUM_SAMPLES),
-            Target("within 500 MiB", of="mib", at_most=500),
-        ),
+    """One contest for each size."""
+    yield contest(folder / "million", MILLION, scale.rounds)
+    if scale.full:
+        yield contest(folder / "twenty", 20 * MILLION, 3)
+
+
+def contest(folder: Path, num: int, rounds: int) -> Contest:
+    """All tools on the same parts, which are made here."""
+    write_ranking(folder / "rank", num)
+    best = (DUCKDB, DUCKDB2, POLARS)
+    targets = [
+        Target("≥ 1 × the best of DuckDB and Polars", against=best, at_least=1),
+        Target("in less memory than theirs", against=best, of="mib", at_most=1),
+        Target("≥ 20 × cleanlab", against=(ISSUES,), at_least=20),
+    ]
+    if num == MILLION:
+        targets += [Target("under 1 s", at_least=MILLION), Target("within 500 MiB", of="mib", at_most=500)]
+    return alternate(
+        f"mining {num:,} scored samples of {NUM_CLASSES} classes",
+        unit="samples/s",
+        amount=num,
+        sides={
+            title: extra(module) or _once(folder, side, same=same) for title, (side, module, same) in SIDES.items()
+        },
+        rounds=rounds,
+        warm_up=False,
+        targets=targets,
     )
 
 
-def measure(num_samples: int = NUM_SAMPLES) -> dict[str, Any]:
-    """Seconds of the first and of the best of five runs, processor seconds, and the largest resident size in MiB."""
-    with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder), num_samples)
-        command = [sys.executable, "-c", MEASURED, folder, str(NUM_CLASSES)]
-        found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
+def _once(folder: Path, side: str, *, same: bool) -> Side:
+    """One pass by a new process; its rows are compared with ours, which come first."""
+
+    def one_pass() -> object:
+        with Peer(MODULE, side, folder) as peer:
+            result = peer()
+        for name in KEPT if same else ():
+            ours, theirs = (pq.read_table(folder / who / f"{name}.parquet") for who in ("ours", side))
+            if not theirs.cast(ours.schema).equals(ours):
+                raise Failed(f"{side} keeps other rows: {theirs.num_rows} instead of {ours.num_rows} in {name}")
+        return result
+
+    return one_pass
 
 
-def _write(folder: Path, num_samples: int) -> None:
-    rng = np.random.default_rng(0)
-    sizes = np.arange(1, NUM_CLASSES + 1)       # the largest class is 14 times as large as the smallest
-    clean = rng.choice(NUM_CLASSES, num_samples, p=sizes / sizes.sum())
-    label = np.where(rng.random(num_samples) < 0.61, clean, rng.integers(0, NUM_CLASSES, num_samples))
-    predicted = np.where(rng.random(num_samples) < 0.7, clean, label)
-    np.save(folder / "clean.npy", clean)
-    (folder / "rank").mkdir()
-    for number, rows in enumerate(np.array_split(np.arange(num_samples), NUM_PARTS)):
-        probs = rng.dirichlet(np.full(NUM_CLASSES, 0.2), len(rows)).astype(np.float32)
-        table = pa.table(
-            {
-                "index": rows,
-                "label": label[rows],
-                "predicted": predicted[rows],
-                "score": probs.max(axis=1),
-                "probs": pa.FixedSizeListArray.from_arrays(pa.array(probs.reshape(-1)), NUM_CLASSES),
-                "held_out": rows % 10 == 0,
-            }
-        )
-        pq.write_table(table, folder / "rank" / f"part-{number:05d}-of-{NUM_PARTS:05d}.parquet", compression="zstd")
+def write_ranking(rank: Path, num: int) -> None:
+    """A ranking as `rank` leaves it, 39 % of the labels random; odd classes are hard and have to be filled up."""
+    rank.mkdir(parents=True)
+    shares = np.arange(1, NUM_CLASSES + 1).cumsum()     # the largest class is 14 times as large as the smallest
+    for part in range(NUM_PARTS):
+        begin, end = num * part // NUM_PARTS, num * (part + 1) // NUM_PARTS
+        path = rank / f"part-{part:05d}-of-{NUM_PARTS:05d}.parquet"
+        with pq.ParquetWriter(path, part_schema(NUM_CLASSES), compression="zstd") as writer:
+            for start in range(begin, end, CHUNK):
+                writer.write_table(_rows(start, min(end, start + CHUNK), shares / shares[-1]), row_group_size=ROW_GROUP)
+
+
+def _rows(start: int, stop: int, cumulated: np.ndarray[tuple[int], np.dtype[np.float64]]) -> pa.Table:
+    num, rng = stop - start, np.random.default_rng([0, start])
+    clean = np.searchsorted(cumulated, rng.random(num)).clip(0, NUM_CLASSES - 1)
+    label = np.where(rng.random(num) < 0.61, clean, rng.integers(0, NUM_CLASSES, num))
+    predicted = np.where(rng.random(num) < 0.7, clean, label)
+    rows, odd = np.arange(num), (predicted % 2 == 1).astype(np.float32)
+    probs = rng.standard_gamma(0.2, (num, NUM_CLASSES), dtype=np.float32) + np.float32(1e-9)
+    probs *= ((0.2 + 0.4 * odd) / probs.sum(axis=1))[:, None]
+    probs[rows, predicted] += 0.8 - 0.4 * odd
+    columns = [
+        pa.array(np.arange(start, stop)),
+        pa.array(label),
+        pa.array(predicted),
+        pa.array(probs[rows, label]),
+        pa.FixedSizeListArray.from_arrays(pa.array(probs.reshape(-1)), NUM_CLASSES),
+        pa.array(rng.random(num) < 0.1),
+    ]
+    return pa.Table.from_arrays(columns, schema=part_schema(NUM_CLASSES))

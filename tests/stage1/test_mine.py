@@ -21,6 +21,7 @@ from rankings import kept_one_by_one, part_table, random_ranking, write_parts
 
 from twostage.config import MineConfig
 from twostage.data.schema import NO_LABEL, InputError, file_digest, write_table
+from twostage.stage1 import parts
 from twostage.stage1.class_report import CLASSES_SCHEMA
 from twostage.stage1.mine import SEEDS_SCHEMA, find_cut, keep, mine
 from twostage.stage1.parts import WINDOW_ROWS, Ranked
@@ -179,8 +180,10 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("window_rows", [WINDOW_ROWS, 250, 60])
 @pytest.mark.parametrize("cuts", [(400,), (1, 2, 3), (0, 130, 130, 600), (600,)])
 def test_the_same_scores_give_the_same_bytes_however_many_parts_they_came_in(
-    tmp_path: Path, cuts: Any, window_rows: int
+    tmp_path: Path, cuts: Any, window_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if window_rows == 250:
+        monkeypatch.setattr(parts, "KEPT_ROWS", 0)      # each pass reads them again, as if they were too many
     columns = random_ranking(600, 4)
     table = part_table(*columns, 4)
     clean = np.where(np.arange(1800) % 3 == 0, NO_LABEL, np.arange(1800) % 4)

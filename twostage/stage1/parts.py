@@ -24,6 +24,7 @@ Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 WINDOW_ROWS: Final = 1 << 18
+KEPT_ROWS: Final = 1 << 22             # 120 MB: so many stay in memory once they are read
 PART_NAME: Final = re.compile(r"part-(\d+)-of-(\d+)\.parquet")
 PARTS_SCHEMA: Final = pa.schema(
     [
@@ -71,7 +72,7 @@ def read_parts(rank_dir: Path, num_classes: int) -> Window:
 
 class Parts:
     """A ranking as windows of increasing sample indices, of about `window_rows` samples each, so that it may be larger
-    than memory. To be iterated as often as one likes; a ranking of one window is read once.
+    than memory. To be iterated as often as one likes; up to KEPT_ROWS samples are read once.
 
     A row group is read in each window that its indices reach into: `rank` writes them in increasing order, and then
     that is one window, or two at an edge.
@@ -93,14 +94,13 @@ class Parts:
         """the largest sample index, -1 where there is no sample"""
         _check_count(rank_dir, self.num_rows)
         self._bounds = list(pairwise([ANY_INDEX.min, *_edges(groups, window_rows), ANY_INDEX.max]))
-        self._whole: Window | None = None
+        self._kept: list[Window] = []
 
     def __iter__(self) -> Iterator[Window]:
-        if len(self._bounds) == 1:
-            self._whole = self._whole or self._read(*self._bounds[0])
-            yield self._whole
+        if self._kept:
+            yield from self._kept
             return
-        found = 0
+        found, kept = 0, []
         with ThreadPoolExecutor(1) as reader:           # the next window is decoded while this one is worked on
             ahead = reader.submit(self._read, *self._bounds[0])
             for following in [*self._bounds[1:], None]:
@@ -108,12 +108,15 @@ class Parts:
                 if following is not None:
                     ahead = reader.submit(self._read, *following)
                 found += len(window[1])
+                if self.num_rows <= KEPT_ROWS:
+                    kept.append(window)
                 yield window
         if found != self.num_rows:
             raise InputError(
                 f"{self.rank_dir}: {self.num_rows - found} samples are not where the statistics of the parts say: "
                 "delete the folder and run `rank` again"
             )
+        self._kept = kept
 
     def _read(self, start: int, stop: int) -> Window:
         """The samples whose index is within start..stop-1."""
