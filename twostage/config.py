@@ -189,9 +189,9 @@ class TrainConfig:
     with those of earlier sub-epochs; pseudo_label: the prediction agrees with its own most likely class"""
     sub_epochs: int = 100
     """passes over the labeled view"""
-    pass_over: Literal["labeled", "unlabeled"] = "labeled"
-    """the view that a sub-epoch is one pass over; `unlabeled` suits small sets, where temporal ensembling wants every
-    sample's prediction once a sub-epoch"""
+    pass_over: Literal["labeled", "unlabeled", "larger"] = "labeled"
+    """the view that a sub-epoch is one pass over; `larger`, of the two, suits small sets, where temporal ensembling
+    wants every sample's prediction in each sub-epoch"""
     batch_size: int = 256
     """N of the global batch, over all processes: half labeled, half unlabeled"""
     balance_labeled: bool = True

@@ -276,6 +276,26 @@ def test_the_unlabeled_stream_goes_on_across_sub_epochs(
 
 
 @given(labeled_views(min_label=0), labeled_views(), st.integers(1, 10), rng_seeds)
+def test_a_pass_over_the_larger_view_reaches_every_sample_of_both(
+    first: tuple[plan.Indices, plan.Indices], second: tuple[plan.Indices, plan.Indices], half: int, rng_seed: int
+) -> None:
+    (seeds, labeled), (_, unlabeled) = first, second
+    if not len(labeled) or not len(unlabeled):
+        return
+    for labels in (seeds, None):
+        batches, *named = (
+            plan.labeled_unlabeled_batches(
+                labeled, unlabeled, batch_size=2 * half, rng_seed=rng_seed, epoch=0, labeled_labels=labels,
+                pass_over=pass_over,
+            )
+            for pass_over in ("larger", "labeled", "unlabeled")
+        )
+        assert set(batches[:, 0::2].ravel()) == set(labeled) and set(batches[:, 1::2].ravel()) == set(unlabeled)
+        assert len(batches) == max(len(other) for other in named)
+        assert any(np.array_equal(batches, other) for other in named)
+
+
+@given(labeled_views(min_label=0), labeled_views(), st.integers(1, 10), rng_seeds)
 def test_both_halves_are_balanced_where_asked(
     first: tuple[plan.Indices, plan.Indices], second: tuple[plan.Indices, plan.Indices], half: int, rng_seed: int
 ) -> None:

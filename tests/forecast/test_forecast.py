@@ -72,6 +72,8 @@ def test_steps_and_samples_are_those_computed_by_hand(dataset: Path) -> None:
     assert found["evaluate"].passes == 3 and found["evaluate"].samples == 150
     by_unlabeled = stages(dataset, "--train.pass_over=unlabeled", kept=0.5)["train"]
     assert by_unlabeled.steps == 16                         # 500 / 32
+    assert stages(dataset, "--train.pass_over=larger", kept=0.5)["train"].steps == 24       # 3 x 250 / 32
+    assert stages(dataset, "--train.pass_over=larger", kept=0.05)["train"].steps == 30      # 950 / 32
 
 
 def test_the_clean_set_and_the_baselines_count(dataset: Path) -> None:

@@ -114,7 +114,7 @@ def labeled_unlabeled_batches(
     batch_size: int,
     rng_seed: int,
     epoch: int,
-    pass_over: Literal["labeled", "unlabeled"] = "labeled",
+    pass_over: Literal["labeled", "unlabeled", "larger"] = "labeled",
     labeled_labels: Indices | None = None,
     unlabeled_labels: Indices | None = None,
     shard: Shards | None = None,
@@ -122,8 +122,9 @@ def labeled_unlabeled_batches(
 ) -> Indices:
     """The global batches of one sub-epoch of stage 2: half labeled, half unlabeled samples (paper, Algorithm 1).
 
-    A sub-epoch is one pass over the view that `pass_over` names. The other is an endless sequence of passes, of which
-    sub-epoch k takes part k: no sample comes twice before all have come once, however few a sub-epoch takes.
+    A sub-epoch is one pass over the view that `pass_over` names, or over the one with more slots. The other is an
+    endless sequence of passes, of which sub-epoch k takes part k: no sample comes twice before all have come once,
+    however few a sub-epoch takes.
 
     Args:
         labeled, unlabeled: the two views.
@@ -149,7 +150,8 @@ def labeled_unlabeled_batches(
     second = Source(unlabeled, unlabeled_labels, shard, window_shards, UNLABELED, rng_seed)
     first.check(half)
     second.check(half)
-    whole, other = (first, second) if pass_over == "labeled" else (second, first)
+    by_labeled = pass_over == "labeled" or (pass_over == "larger" and first.length >= second.length)
+    whole, other = (first, second) if by_labeled else (second, first)
     steps = -(-whole.length // half)
     slots = steps * half
     batches = np.empty((steps, batch_size), dtype=np.int64)

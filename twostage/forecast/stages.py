@@ -128,7 +128,8 @@ class _Forecast:
             _length(unlabeled, self.views.labels if settings.balance_unlabeled else None),
         )
         half = settings.batch_size // 2
-        steps = -(-lengths[0 if settings.pass_over == "labeled" else 1] // half)
+        slots = {"labeled": lengths[0], "unlabeled": lengths[1], "larger": max(lengths)}[settings.pass_over]
+        steps = -(-slots // half)
         views = f"{len(labeled):,} labeled{_balanced(len(labeled), lengths[0])} {origin}, {len(unlabeled):,} unlabeled"
         kind: Kind = "train" if settings.method == "pi_model" else "pretrain"
         return Stage(name, kind, settings.sub_epochs, steps, settings.batch_size, steps * settings.batch_size,
