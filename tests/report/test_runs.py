@@ -86,6 +86,20 @@ def test_states_and_figures(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
     assert "1 h ago" in row
 
 
+def test_stage_one_is_called_balanced_where_it_is(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for balance, title in ((True, "balanced cross-entropy (stage 1)"), (False, "cross-entropy (stage 1)")):
+        run = copied(run_dir, tmp_path / str(balance))
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["pretrain"] = {"balance": balance}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        for test in run.glob("evaluate/*/test.json"):
+            test.write_text(json.dumps({"accuracy": 0.9 if test.parent.name == "pretrain" else 0.5}))
+        assert main(["runs", str(run)]) == 0
+        assert f" 90.00 % {title}" in capsys.readouterr().out
+
+
 def test_damage_is_named_and_nothing_else_is_lost(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,8 @@ class RunState:
     """by model"""
     best: str | None
     """the model with the highest of these"""
+    best_title: str | None
+    """what it is called in reports"""
     val_accuracy: float | None
     """the best of the last stage that trained, on the validation split"""
     kept: int | None
@@ -111,6 +113,9 @@ def read_state(path: Path, recent: float) -> RunState:
     mined = mined if isinstance(mined, dict) else {}
     written = _last_written(path)
     complete = not missing and not begun
+    best = max(tested, key=lambda name: tested[name], default=None)
+    pretrain = config.get("pretrain")
+    balanced = not isinstance(pretrain, dict) or pretrain.get("balance") is not False
     return RunState(
         path=str(path),
         state="done" if complete else "running" if time.time() - written < recent else "unfinished",
@@ -118,7 +123,8 @@ def read_state(path: Path, recent: float) -> RunState:
         missing=missing,
         at=_position(path, begun[-1]) if begun else None,
         test_accuracy=tested,
-        best=max(tested, key=lambda name: tested[name], default=None),
+        best=best,
+        best_title=None if best is None else titles(balanced)[best],
         val_accuracy=_val_accuracy(path, [*begun, *reversed(done)]),
         kept=mined.get("kept"),
         labels=mined.get("images"),
@@ -131,10 +137,9 @@ def read_state(path: Path, recent: float) -> RunState:
 def table(states: Sequence[RunState], now: float) -> str:
     """The runs as aligned text."""
     rows = [["run", "state", "stages", "best on test", "labels kept", "written"]]
-    names = titles()
     for state in states:
         doing = f"{state.state}: {state.at}" if state.at else state.state
-        best = "-" if state.best is None else f"{100 * state.test_accuracy[state.best]:.2f} % {names[state.best]}"
+        best = "-" if state.best is None else f"{100 * state.test_accuracy[state.best]:.2f} % {state.best_title}"
         if state.best is None and state.val_accuracy is not None:
             best = f"{100 * state.val_accuracy:.2f} % on validation"
         kept = "-" if state.kept is None else f"{state.kept:,} of {state.labels or 0:,}"
