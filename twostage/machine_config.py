@@ -60,6 +60,8 @@ class RuntimeConfig:
     max_skipped_steps: int = 10
     """how many steps of one (sub-)epoch may be skipped because the loss of some process is not finite; one more ends
     the run"""
+    start_seconds: float = 50
+    """how long processes that a scheduler starts one by one wait for each other, before they say who is missing"""
     watchdog_seconds: float | None = 900
     """end the run, with the stacks of all threads of all processes, when no step is taken for so long; must be longer
     than a checkpoint takes, and the first step with `compile`. null: wait for ever"""

@@ -16,7 +16,7 @@ trap '' USR2
 if [ "$launcher" = accelerate ]; then
     exec "${CONTAINER[@]}" accelerate launch --config_file "$ACCELERATE_CONFIG" --num_processes "$PROCESSES" \
         --num_machines "$SLURM_JOB_NUM_NODES" --machine_rank "$SLURM_NODEID" \
-        --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" -m twostage "$@"
+        --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" --rdzv_conf timeout=120 -m twostage "$@"
 fi
 if [ -n "$DEEPSPEED" ]; then            # what accelerate's launcher would say
     export ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_CONFIG_FILE=$DEEPSPEED

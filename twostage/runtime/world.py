@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from twostage.data.schema import InputError
 from twostage.machine_config import RuntimeConfig
+from twostage.runtime.meeting import meet
 from twostage.runtime.zero_config import hidden_from_accelerate
 
 
@@ -55,6 +56,7 @@ def start(runtime: RuntimeConfig) -> tuple[Accelerator, World]:
     # accelerate knows only the old name of this option. Buffers are never broadcast: average_batchnorm does better,
     # and new weights follow from rng_seed, so that all ranks begin with the same ones.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    meet(runtime.start_seconds, on_cpu=use_cpu)
     try:
         with hidden_from_accelerate():
             accelerator = Accelerator(

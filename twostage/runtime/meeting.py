@@ -1,0 +1,140 @@
+"""All processes of a run find each other at the start, or each says within a minute who is missing, and where.
+
+torch waits for half an hour. Under `accelerate launch` and `torchrun` the launchers have met before (their own limit is
+`--rdzv_conf timeout=30`); this is for processes that a scheduler has started one by one, with RANK, WORLD_SIZE,
+MASTER_ADDR and MASTER_PORT in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+from twostage.data.schema import InputError
+
+NAMES: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LINGER: Final = 2.0     # seconds that rank 0, which keeps what all look at, stays for the others to see why it goes
+
+
+def meet(seconds: float, *, on_cpu: bool) -> None:
+    """Joins the process group, unless there is one, a launcher takes care of it, or this process is alone.
+
+    Args:
+        seconds: how long processes wait for each other.
+        on_cpu: they talk by gloo, else by NCCL.
+
+    Raises:
+        InputError: a variable is missing or wrong, the first process cannot be reached or its port is taken, two
+            processes have the same rank, or some have not come in time (names them).
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if alone or dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    rank, size, host, port = _facts()
+    store = _common_store(rank, size, host, port, seconds)
+    _take_seat(store, rank)
+    _wait_for_all(store, rank, size, seconds)
+    group = PrefixStore("group", store)
+    dist.init_process_group("gloo" if on_cpu else "nccl", store=group, rank=rank, world_size=size)
+
+
+def _facts() -> tuple[int, int, str, int]:
+    missing = [name for name in NAMES if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set: start the processes by "
+            "`accelerate launch`, or set " + ", ".join(NAMES)
+        )
+    numbers = {name: os.environ[name] for name in NAMES if name != "MASTER_ADDR"}
+    for name, value in numbers.items():
+        if not value.isdecimal():
+            raise InputError(f"{name} is {value!r}, which is no number")
+    rank, size, port = map(int, numbers.values())
+    if rank >= size:
+        raise InputError(f"RANK is {rank}, but WORLD_SIZE {size}: ranks are 0 to {size - 1}")
+    return rank, size, os.environ["MASTER_ADDR"], port
+
+
+def _common_store(rank: int, size: int, host: str, port: int, seconds: float) -> TCPStore:
+    try:
+        return TCPStore(host, port, size, rank == 0, timedelta(seconds=seconds), wait_for_workers=False)
+    except (RuntimeError, OSError) as error:        # torch's own errors are RuntimeErrors
+        reason = str(error).partition("\n")[0].partition(" Exception raised from")[0]
+        if rank == 0 and _is_own(host):
+            raise InputError(
+                f"rank 0 cannot listen at port {port} of {_here()}: {reason}; another program, or an earlier run, may "
+                "have it: set another MASTER_PORT for all processes"
+            ) from error
+        if rank == 0:
+            raise InputError(
+                f"rank 0 is on {_here()}, but MASTER_ADDR says {host}, which is not this machine: a wrong rank?"
+            ) from error
+        raise InputError(
+            f"rank {rank} on {_here()}: rank 0 has not answered at {host}:{port} for {seconds:g} s: {reason}; is it "
+            "started, is MASTER_ADDR its address, and the port open between the machines?"
+        ) from error
+
+
+def _take_seat(store: TCPStore, rank: int) -> None:
+    if store.add(f"taken/{rank}", 1) == 1:
+        store.set(f"seat/{rank}", _here())
+        return
+    other = store.get(f"seat/{rank}").decode()
+    refusal = f"two processes are rank {rank}, on {other} and on {_here()}: give each machine its own rank"
+    store.set("refusal", refusal)
+    raise InputError(refusal)
+
+
+def _wait_for_all(store: TCPStore, rank: int, size: int, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    seats = [f"seat/{other}" for other in range(size)]
+    try:
+        while not store.check(seats):
+            if store.check(["refusal"]):
+                raise InputError(f"rank {rank}: {store.get('refusal').decode()}")
+            if time.monotonic() > until:
+                missing = [other for other in range(size) if not store.check([f"seat/{other}"])]
+                refusal = f"{_listed(missing)} of {size} has not come within {seconds:g} s (runtime.start_seconds)"
+                store.set("refusal", refusal)
+                raise InputError(f"rank {rank} on {_here()}: {refusal}; is it started, with this MASTER_ADDR?")
+            time.sleep(0.05)
+        store.add("met", 1)
+        while rank == 0 and store.add("met", 0) < size:     # its store must not go before all have looked
+            time.sleep(0.01)
+    except InputError:
+        if rank == 0:
+            time.sleep(LINGER)
+        raise
+    except RuntimeError as error:
+        raise InputError(f"rank {rank} on {_here()}: rank 0 ended before all had come; it said why") from error
+
+
+def _is_own(host: str) -> bool:
+    """Whether an address belongs to this machine."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    for family, kind, _, _, address in found:
+        with socket.socket(family, kind) as probe:
+            try:
+                probe.bind(address)
+            except OSError:
+                continue
+            return True
+    return False
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return f"rank {', '.join(map(str, ranks[:8]))}" + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+
+
+def _here() -> str:
+    return f"{os.uname().nodename} (process {os.getpid()})"
