@@ -33,8 +33,8 @@ class LoaderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """How it runs; nothing here changes what is computed, but for `precision`, with BatchNorm `micro_batch`, and in the
-    last bits `compile`.
+    """How it runs; nothing here changes what is computed, but for `precision`, with BatchNorm `micro_batch` and
+    `sync_batch_norm`, and in the last bits `compile`.
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -45,6 +45,9 @@ class RuntimeConfig:
     micro_batch: int | None = None
     """most slots of a global batch that a process takes at once; more are taken in equal pieces, whose gradients are
     added up, so the global batch may be larger than memory. BatchNorm sees one piece. null: all slots at once"""
+    sync_batch_norm: bool = False
+    """on GPUs: BatchNorm takes its statistics from all processes' slots (SyncBatchNorm), which costs time in each layer
+    and pays where a process has only few slots"""
     device: Literal["auto", "cpu"] = "auto"
     """auto: a GPU where there is one"""
     checkpoint_steps: int | None = None

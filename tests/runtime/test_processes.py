@@ -38,6 +38,7 @@ from twostage.runtime.world import (
     barrier,
     gather_strings,
     start,
+    synchronise_batchnorm,
 )
 
 VIEW = np.random.default_rng(0).permutation(53).astype(np.int64)
@@ -267,6 +268,16 @@ def test_a_launch_that_is_not_what_was_asked_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(InputError, match="asked for WORLD_SIZE=4, but this is process 0 of 1"):
         _check_launch(alone, 0, 1)
+
+
+def test_synchronised_batchnorm_keeps_parameters_and_names() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    before = dict(model.named_parameters())
+    with pytest.raises(InputError, match="sync_batch_norm needs GPUs"):
+        synchronise_batchnorm(model, World(0, 2, torch.device("cpu")))
+    synchronise_batchnorm(model, World(0, 2, torch.device("cuda", 0)))
+    assert isinstance(model[1], torch.nn.SyncBatchNorm)
+    assert all(parameter is before[name] for name, parameter in model.named_parameters()) and len(before) == 4
 
 
 SCRIPT = """

@@ -29,7 +29,7 @@ from twostage.models.initial import COUNTER, take_over
 from twostage.runtime import watchdog
 from twostage.runtime.initial_weights import InitialWeights, read_initial_weights
 from twostage.runtime.mean_image import mean_image
-from twostage.runtime.world import World, agree, start
+from twostage.runtime.world import World, agree, start, synchronise_batchnorm
 from twostage.runtime.zero import ZeroOptimizer, prepare
 from twostage.runtime.zero_config import asked_for
 
@@ -138,8 +138,10 @@ class Session:
             pieces: in which each process takes its slots, one after the other.
 
         Raises:
-            InputError: see `zero.prepare`.
+            InputError: see `zero.prepare`; or `runtime.sync_batch_norm` is set without a GPU.
         """
+        if self.config.runtime.sync_batch_norm:
+            synchronise_batchnorm(model, self.world)
         if self.deepspeed is None:
             network, prepared = self.accelerator.prepare(model, optimizer)
             return network, prepared
@@ -192,6 +194,7 @@ class Session:
             "augment": dataclasses.asdict(self.config.augment),
             "runtime.precision": self.config.runtime.precision,
             "runtime.compile": self.config.runtime.compile,
+            **({"runtime.sync_batch_norm": True} if self.config.runtime.sync_batch_norm else {}),
             "loader.window_shards": self.config.loader.window_shards,
             **{name: dataclasses.asdict(getattr(self.config, name)) for name in sections},
         }

@@ -171,6 +171,20 @@ def _difference(first: str, second: str, rank: int) -> str:
     return f"{first[:200]!r} on rank 0 and {second[:200]!r} on rank {rank}"
 
 
+def synchronise_batchnorm(model: nn.Module, world: World) -> None:
+    """Lets every BatchNorm layer take its statistics from the slots of all ranks, in place; parameters stay the same.
+
+    Raises:
+        InputError: on a CPU, where torch has no such layer.
+    """
+    if world.device.type == "cpu":
+        raise InputError(
+            "runtime.sync_batch_norm needs GPUs; on CPUs leave it off: statistics are averaged over the processes "
+            "before every evaluation all the same"
+        )
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+
+
 def average_batchnorm(model: nn.Module, world: World) -> None:
     """Sets the running mean and variance of every BatchNorm layer to their mean over the ranks, in place.
 
