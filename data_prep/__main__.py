@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import signal
 import sys
 from importlib.metadata import version
 from typing import Final, NoReturn
@@ -117,4 +118,6 @@ class _NoPandas:
 if __name__ in ("__main__", "__mp_main__"):     # the command, or one of its workers, in a process of its own
     sys.meta_path.insert(0, _NoPandas)
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # what is done is done: Python, ending, would die of it
+    sys.exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from importlib.metadata import version
@@ -144,4 +145,6 @@ def _explain(error: OSError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # what is done is done: Python, ending, would die of it
+    sys.exit(code)
