@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +31,7 @@ from twostage.data.schema import (
     LabelColumn,
     dataset_marker,
     file_digest,
+    table_writer,
     write_aside,
     write_json,
     write_labels,
@@ -113,8 +112,8 @@ def finish_tables(work: Work, results: list[ChunkResult], command: str) -> Summa
     summary = Summary(plan.class_names)
     columns: dict[str, list[Any]] = {name: [] for name in ("label", *plan.label_columns)}
     with (
-        _table_writer(out / "samples.parquet", SAMPLES_SCHEMA) as samples,
-        _table_writer(out / "rejected.parquet", REJECTED_SCHEMA) as rejected,
+        table_writer(out / "samples.parquet", SAMPLES_SCHEMA) as samples,
+        table_writer(out / "rejected.parquet", REJECTED_SCHEMA) as rejected,
     ):
         _write_rejected(rejected, _rejected_unread(work), summary)
         for accepted, refused in _by_row_group(work, results):
@@ -206,17 +205,3 @@ def _write_rejected(writer: pq.ParquetWriter, rows: pa.Table, summary: Summary) 
     if rows.num_rows:
         writer.write_table(rows.cast(REJECTED_SCHEMA))
         summary.add_rejected(rows)
-
-
-@contextmanager
-def _table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Writes a Parquet file aside, in pieces, and renames it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
-            yield writer
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -89,32 +90,31 @@ def write_json(path: Path, value: Any) -> None:
     write_aside(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Writes a Parquet file aside, in pieces, and renames it at the end; after an exception nothing stays behind."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+            yield writer
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Writes a Parquet file aside and renames it; the same table gives the same bytes."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, aside, compression="zstd")
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with table_writer(path, table.schema) as writer:
+        writer.write_table(table)
 
 
-class TableWriter:
-    """Writes a Parquet file piece by piece, with the bytes of `write_table` for the whole, and as it does: aside.
+class WholeRowGroups:
+    """Rows that come in pieces, with the bytes of `write_table` for the whole."""
 
-    Within `with`, the file is there after `commit` and not before; without it nothing stays behind.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path, self._aside = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._writer = pq.ParquetWriter(self._aside, schema, compression="zstd")
-        self._waiting = schema.empty_table()
-
-    def __enter__(self) -> TableWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
-        self._aside.unlink(missing_ok=True)
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer, self._waiting = writer, writer.schema.empty_table()
 
     def write(self, table: pa.Table) -> None:
         """Adds rows; they are written as soon as they make whole row groups."""
@@ -123,12 +123,9 @@ class TableWriter:
             self._writer.write_table(self._waiting.slice(0, ROW_GROUP).combine_chunks())
             self._waiting = self._waiting.slice(ROW_GROUP)
 
-    def commit(self) -> None:
+    def finish(self) -> None:
+        """Writes what is left."""
         self._writer.write_table(self._waiting.combine_chunks())
-        self._writer.close()
-        with self._aside.open("rb") as file:
-            os.fsync(file.fileno())
-        self._aside.replace(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

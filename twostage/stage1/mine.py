@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from twostage.config import MineConfig
-from twostage.data.schema import NO_LABEL, InputError, TableWriter, write_table
+from twostage.data.schema import NO_LABEL, InputError, WholeRowGroups, table_writer, write_table
 from twostage.stage1.class_report import Counts, text_table
 from twostage.stage1.clean_filter import accepted
 from twostage.stage1.parts import WINDOW_ROWS, Indices, Mask, Parts, Ranked, Scores, Window
@@ -256,23 +256,21 @@ def _write_kept(
     index, label = (nobody, nobody) if clean_set is None else clean_set
     joining = pa.table([index, label, np.ones(len(index), np.float32)], schema=SEEDS_SCHEMA).sort_by("index")
     with ExitStack() as files:
-        seeds = files.enter_context(TableWriter(out_dir / "seeds.parquet", SEEDS_SCHEMA))
-        val = files.enter_context(TableWriter(out_dir / "val.parquet", SEEDS_SCHEMA))
+        names = ("seeds.parquet", "val.parquet") if refine_val else ("seeds.parquet",)
+        tables = [WholeRowGroups(files.enter_context(table_writer(out_dir / name, SEEDS_SCHEMA))) for name in names]
         for ranked, held_out, group, kept in windows:
             counts.add_kept(ranked, group, kept, clean)
-            val.write(_rows(ranked, kept & held_out))
             found = _rows(ranked, kept & ~held_out)
             if len(joining) and len(ranked.index):
                 here = int(np.searchsorted(joining["index"].to_numpy(), ranked.index[-1]))
                 found = pa.concat_tables([found, joining.slice(0, here)]).sort_by("index")
                 joining = joining.slice(here)
-            seeds.write(found)
-        seeds.write(joining)
-        seeds.commit()
-        if refine_val:
-            val.commit()
-            return
-    for stale in ("val.parquet", "classes_val.parquet"):        # they would be of another configuration
+            for table, rows in zip(tables, (found, _rows(ranked, kept & held_out)), strict=False):
+                table.write(rows)
+        tables[0].write(joining)
+        for table in tables:
+            table.finish()
+    for stale in () if refine_val else ("val.parquet", "classes_val.parquet"):      # of another configuration
         (out_dir / stale).unlink(missing_ok=True)
 
 
