@@ -184,7 +184,6 @@ def evaluate(session: Session, folder: Path, weights: Path, *, output_norm: bool
         num_classes=views.num_classes,
         accelerator=session.accelerator,
     )
-    watchdog.sleep()
     labels, predicted = views.true_labels[index], probs.argmax(axis=1)
     results = metrics_from(labels, predicted, views.class_names)
     if world.is_main:

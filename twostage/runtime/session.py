@@ -238,7 +238,8 @@ def open_session(config: Config) -> Session:
     watchdog.start(config.runtime.watchdog_seconds, world, config.run.dir)
     dataset = Dataset.open(config.data.dataset)
     views = open_views(dataset, config.data, config.run.rng_seed)
-    agree(json.dumps(code_digests(), sort_keys=True), "code", world)
+    if world.size > 1:
+        agree(json.dumps(code_digests(), sort_keys=True), "code", world)
     agree(json.dumps(flat(dataclasses.asdict(config)), sort_keys=True), "configuration", world)
     agree(json.dumps(views.digests, sort_keys=True), "dataset", world)
     loader = open_loader(

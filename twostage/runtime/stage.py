@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.data.schema import InputError, write_json
-from twostage.runtime import preemption
+from twostage.runtime import preemption, watchdog
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -78,6 +78,7 @@ def finish(folder: Path, inputs: dict[str, Any], results: dict[str, Any], world:
     if world is None or world.is_main:
         write_json(folder / "done.json", {"inputs": inputs, "results": results})
     _wait(world)
+    watchdog.sleep()
 
 
 def read_inputs(path: Path) -> dict[str, Any] | None:

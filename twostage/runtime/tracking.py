@@ -79,7 +79,6 @@ def stop_tracking(accelerator: Accelerator) -> None:
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers, accelerator.log_with = [], []
-    watchdog.sleep()
 
 
 class IndexLog:
@@ -101,9 +100,8 @@ class IndexLog:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         paths = sorted(self._path.parent.glob("rank-*.jsonl"))      # more of them, where there were more processes
-        for path in paths[world.size :] if world.is_main else []:
+        for path in [self._path, *(paths[world.size :] if world.is_main else [])]:
             forget_after(path, -1 if resumed_step is None else resumed_step)
-        forget_after(self._path, -1 if resumed_step is None else resumed_step)
 
     def note(self, index: torch.Tensor, step: int) -> None:
         """Adds the next piece of this rank's slots of a step."""

@@ -4,6 +4,7 @@ Whoever feeds it (`tracking.Progress`, with each step and each batch that is sco
 `runtime.watchdog_seconds`, the process prints the stacks of all its threads and ends with exit code 1. One process that
 stands still lets all others wait for it, so theirs end as well. A process that was stopped (SIGSTOP), or whose machine
 was suspended, cannot look at the clock; the others on its host let it go on, so that it prints its stacks and ends too.
+With the end of a stage (`stage.finish`) it falls asleep. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Final
 
 from twostage.runtime import failure, status
-from twostage.runtime.world import World
+
+if TYPE_CHECKING:
+    from twostage.runtime.world import World
 
 GRACE: Final = 10.0     # seconds that the others have to end by themselves
 
@@ -70,7 +71,7 @@ class Watchdog:
         with suppress(OSError):
             message = f"rank {rank}: nothing has moved for {self._seconds:g} s; all stacks are in the log"
             status.write(self._run_dir, "failed", "watchdog", error=message, exit_code=1)
-        with suppress(dist.DistError, RuntimeError, OSError):
+        with suppress(RuntimeError, OSError):       # torch's own errors are RuntimeErrors
             self._wake_the_others()
         os._exit(1)
 

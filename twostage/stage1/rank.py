@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import pyarrow.parquet as pq
 import torch
 
 from twostage.data import plan
-from twostage.data.schema import file_digest
-from twostage.runtime import stage, watchdog
+from twostage.data.schema import file_digest, table_writer
+from twostage.runtime import stage
 from twostage.runtime.checkpoint import load_weights
 from twostage.runtime.evaluation import probabilities
 from twostage.runtime.session import Session
@@ -80,8 +79,7 @@ def rank(session: Session, folder: Path, model_folder: Path, *, per_class: bool 
     progress = Progress(folder.name, 1, "pass", world)
     progress.start_epoch(0, sum(len(share) for share in missing.values()), 0)
     for part, share in missing.items():
-        aside = part.with_name(f".{part.name}.tmp")
-        with pq.ParquetWriter(aside, part_schema(views.num_classes), compression="zstd") as writer:
+        with table_writer(part, part_schema(views.num_classes)) as writer:
             rows: list[pa.RecordBatch] = []
             for index, probs in probabilities(model, session.loader, share, session.accelerator, per_class=per_class):
                 rows.append(_rows(index, probs, views.labels[index], held_out[np.searchsorted(scored, index)]))
@@ -90,12 +88,8 @@ def rank(session: Session, folder: Path, model_folder: Path, *, per_class: bool 
                     writer.write_table(pa.Table.from_batches(rows))
                     rows = []
             writer.write_table(pa.Table.from_batches(rows, part_schema(views.num_classes)))
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(part)
     barrier(world)
     progress.close()
-    watchdog.sleep()
     stage.finish(folder, inputs, {"samples": len(scored), "parts": total}, world)
 
 
