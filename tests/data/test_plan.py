@@ -326,6 +326,25 @@ def test_both_halves_are_balanced_where_asked(
         assert np.ptp(times[times > 0]) == 0 if times.any() else True
 
 
+@given(st.integers(1, 96), st.integers(1, 8), st.none() | st.integers(-1, 100), st.booleans())
+def test_pieces_are_equal_and_what_is_refused_names_what_is_not(
+    batch_size: int, world_size: int, micro_batch: int | None, halves: bool
+) -> None:
+    slots, unit = batch_size // world_size, 2 if halves else 1
+    try:
+        pieces = plan.num_pieces(batch_size, world_size, micro_batch, halves=halves)
+    except InputError as error:
+        if batch_size % (world_size * unit):
+            assert f"{batch_size} does not divide" in str(error)
+            return
+        allowed = [int(n) for n in str(error).rpartition("allowed: ")[2].split(", ")]
+        assert "runtime.micro_batch" in str(error) and micro_batch not in allowed and slots in allowed
+        assert {plan.num_pieces(batch_size, world_size, n, halves=halves) * n for n in allowed} == {slots}
+        return
+    assert batch_size % (world_size * unit) == 0 and slots % (pieces * unit) == 0
+    assert pieces == (1 if micro_batch is None or micro_batch >= slots else slots // micro_batch)
+
+
 @given(st.integers(1, 6), st.sampled_from(WORLDS), rng_seeds)
 def test_every_rank_gets_half_and_half(pairs: int, world_size: int, rng_seed: int) -> None:
     batches = plan.labeled_unlabeled_batches(

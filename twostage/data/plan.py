@@ -16,6 +16,7 @@ from twostage.data.passes import Indices as Indices
 from twostage.data.passes import Shards as Shards
 from twostage.data.schema import NO_LABEL, InputError
 
+PassOver = Literal["labeled", "unlabeled", "larger"]
 ORDER, HOLDOUT, DRAWS, LABELED, UNLABELED = range(1, 6)     # one random stream for each purpose
 
 
@@ -114,7 +115,7 @@ def labeled_unlabeled_batches(
     batch_size: int,
     rng_seed: int,
     epoch: int,
-    pass_over: Literal["labeled", "unlabeled", "larger"] = "labeled",
+    pass_over: PassOver = "labeled",
     labeled_labels: Indices | None = None,
     unlabeled_labels: Indices | None = None,
     shard: Shards | None = None,
@@ -150,7 +151,7 @@ def labeled_unlabeled_batches(
     second = Source(unlabeled, unlabeled_labels, shard, window_shards, UNLABELED, rng_seed)
     first.check(half)
     second.check(half)
-    by_labeled = pass_over == "labeled" or (pass_over == "larger" and first.length >= second.length)
+    by_labeled = passes_over_labeled(pass_over, first.length, second.length)
     whole, other = (first, second) if by_labeled else (second, first)
     steps = -(-whole.length // half)
     slots = steps * half
@@ -160,6 +161,35 @@ def labeled_unlabeled_batches(
     return batches
 
 
+def check_division(batch_size: int, world_size: int, *, halves: bool = False, section: str = "") -> None:
+    """Checks that each process gets equally many slots of a global batch; with `halves`, of its labeled and other half.
+
+    Args:
+        section: of the configuration that the batch size is in, with a dot behind it, for the message.
+
+    Raises:
+        InputError: it does not divide; names sizes, and numbers of processes, that do.
+    """
+    unit = world_size * (2 if halves else 1)
+    if batch_size >= 1 and batch_size % unit == 0:
+        return
+    below = batch_size // unit * unit
+    sizes = f"{below} or {below + unit}" if below > 0 else f"{unit}"
+    each = batch_size // 2 if halves and batch_size % 2 == 0 else 0 if halves else batch_size
+    worlds = [str(n) for n in range(1, each + 1) if each % n == 0]
+    instead = f"; or start {', '.join(worlds)} processes" if worlds else ""
+    what = "into a labeled and an unlabeled half for each of" if halves else "among"
+    raise InputError(
+        f"{section}batch_size: a global batch of {batch_size} does not divide {what} {world_size} processes; choose a "
+        f"multiple of {unit}, {sizes} for instance{instead}"
+    )
+
+
+def passes_over_labeled(pass_over: PassOver, labeled_slots: int, unlabeled_slots: int) -> bool:
+    """Whether a sub-epoch is one pass over the labeled view, whose slots are given, or over the unlabeled one."""
+    return pass_over == "labeled" or (pass_over == "larger" and labeled_slots >= unlabeled_slots)
+
+
 def rank_slice(batches: Indices, rank: int, world_size: int, pieces: int = 1) -> Indices:
     """(steps · pieces, batch_size / world_size / pieces): this rank's contiguous slots of each global batch.
 
@@ -167,14 +197,7 @@ def rank_slice(batches: Indices, rank: int, world_size: int, pieces: int = 1) ->
         InputError: the global batch does not divide among the processes; names sizes that do.
     """
     batch_size = batches.shape[1]
-    if batch_size % world_size:
-        below = batch_size // world_size * world_size
-        sizes = f"{below} or {below + world_size}" if below else f"{world_size}"
-        worlds = ", ".join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)
-        raise InputError(
-            f"batch_size: a global batch of {batch_size} does not divide among {world_size} processes; choose a "
-            f"multiple of {world_size}, {sizes} for instance; or start {worlds} processes"
-        )
+    check_division(batch_size, world_size)
     assert 0 <= rank < world_size
     size = batch_size // world_size
     return batches[:, rank * size : (rank + 1) * size].reshape(len(batches) * pieces, size // pieces)
@@ -191,12 +214,7 @@ def num_pieces(batch_size: int, world_size: int, micro_batch: int | None, *, hal
         InputError: the slice does not divide so; names the sizes that are allowed.
     """
     slots, unit = batch_size // world_size, 2 if halves else 1
-    if halves and (batch_size % world_size or slots % 2):
-        below = batch_size // (2 * world_size) * 2 * world_size
-        raise InputError(
-            f"batch_size: {batch_size} does not divide into a labeled and an unlabeled half for each of {world_size} "
-            f"process(es); choose a multiple of {2 * world_size}, {below + 2 * world_size} for instance"
-        )
+    check_division(batch_size, world_size, halves=halves)
     if micro_batch is None or (micro_batch >= slots and micro_batch >= unit):
         return 1
     if micro_batch < 1 or slots % micro_batch or micro_batch % unit:

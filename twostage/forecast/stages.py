@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from twostage.config import Config, NoiseModelConfig, PretrainConfig, TrainConfig
 from twostage.data.dataset import Dataset
 from twostage.data.passes import Indices, Source
+from twostage.data.plan import check_division, passes_over_labeled
 from twostage.data.schema import NO_LABEL, InputError
 from twostage.data.views import Views, open_clean_set, open_views
 from twostage.rows import ALL_BASELINES, WITH_CLEAN_SET, BaselineName, folder_of
@@ -128,8 +129,7 @@ class _Forecast:
             _length(unlabeled, self.views.labels if settings.balance_unlabeled else None),
         )
         half = settings.batch_size // 2
-        slots = {"labeled": lengths[0], "unlabeled": lengths[1], "larger": max(lengths)}[settings.pass_over]
-        steps = -(-slots // half)
+        steps = -(-lengths[0 if passes_over_labeled(settings.pass_over, *lengths) else 1] // half)
         views = f"{len(labeled):,} labeled{_balanced(len(labeled), lengths[0])} {origin}, {len(unlabeled):,} unlabeled"
         kind: Kind = "train" if settings.method == "pi_model" else "pretrain"
         return Stage(name, kind, settings.sub_epochs, steps, settings.batch_size, steps * settings.batch_size,
@@ -178,19 +178,7 @@ class _Forecast:
         return seeds, "(the clean set)"
 
     def _check_division(self, section: str, batch_size: int, *, halves: bool) -> None:
-        unit = self.num_processes * (2 if halves else 1)
-        if batch_size >= 1 and batch_size % unit == 0:
-            return
-        below = batch_size // unit * unit
-        sizes = f"{below} or {below + unit}" if below > 0 else f"{unit}"
-        each = batch_size // 2 if halves and batch_size % 2 == 0 else 0 if halves else batch_size
-        worlds = [str(n) for n in range(1, each + 1) if each % n == 0]
-        instead = f"; or start {', '.join(worlds)} processes" if worlds else ""
-        what = "into a labeled and an unlabeled half for each of" if halves else "among"
-        raise InputError(
-            f"{section}.batch_size: a global batch of {batch_size} does not divide {what} {self.num_processes} "
-            f"processes; choose a multiple of {unit}, {sizes} for instance{instead}"
-        )
+        check_division(batch_size, self.num_processes, halves=halves, section=f"{section}.")
 
 
 def _section(name: str) -> str:
