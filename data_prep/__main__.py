@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import version
 from typing import Final, NoReturn
 
+from data_prep.no_pandas import NoPandas
 from twostage.data.schema import InputError, nearest
 
 # modules of this package
@@ -105,19 +106,14 @@ def _explain(error: OSError) -> str:
     return str(error)
 
 
-class _NoPandas:
-    """Arrow imports pandas where it is installed, a quarter of a second in each process, only to see no frames."""
-
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:
-        """Says that pandas is not there."""
-        if name == "pandas":
-            raise ModuleNotFoundError("data_prep works without pandas", name=name)
-
-
-if __name__ in ("__main__", "__mp_main__"):     # the command, or one of its workers, in a process of its own
-    sys.meta_path.insert(0, _NoPandas)
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """The command, in a process of its own."""
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # what is done is done: Python, ending, would die of it
     sys.exit(code)
+
+
+if __name__ in ("__main__", "__mp_main__"):     # the command, or one of its workers, in a process of its own
+    sys.meta_path.insert(0, NoPandas)
+if __name__ == "__main__":
+    program()

@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from importlib.metadata import version
+from typing import NoReturn
 
 from twostage.cli import is_main_process, parse
 from twostage.commands import ALL, OF_FOLDERS, function_of, print_help
@@ -113,13 +114,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         if first:
             traceback.print_exc()
-        _say(f"{type(error).__name__}: {error}" if first else "", first=first)
+        _say(f"{type(error).__name__}: {error}")
         return 1
 
 
-def _say(message: str, *, first: bool | None = None) -> None:
+def _say(message: str) -> None:
     """Says why it ends, with the rank where there are several processes, unless another rank has said so before."""
-    first = failure.is_first() if first is None else first
+    first = failure.is_first()
     rank = os.environ.get("RANK", "0")
     if first is None:       # before there is a common group all ranks check the same things
         if rank == "0" or "rank" in message:
@@ -144,7 +145,12 @@ def _explain(error: OSError) -> str:
     return str(error)
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """The command, in a process of its own."""
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # what is done is done: Python, ending, would die of it
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    program()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from twostage.cli import Parser
 from twostage.config import AugmentConfig
@@ -54,6 +54,7 @@ class Finding:
 
 def doctor(arguments: list[str]) -> int:
     """`twostage doctor`."""
+    from twostage.runtime.stage import environment
     from twostage.runtime.world import all_reduce_sum, gather_strings, start
 
     args = make_parser().read(arguments)
@@ -63,7 +64,8 @@ def doctor(arguments: list[str]) -> int:
 
     begun = time.monotonic()
     _, world = start(RuntimeConfig())
-    findings = [*packages(), *machine(), *disk(args.folder), *_tried("decoding", lambda: decoding(world))]
+    facts = environment()
+    findings = [*packages(facts), *machine(facts), *disk(args.folder), *_tried("decoding", lambda: decoding(world))]
     findings += _tried("talking to the other processes", lambda: talking(world))
     rank = f"rank {world.rank}: process {os.getpid()} on {os.uname().nodename}, {world.device}"
     rows = gather_strings("\n".join([rank, *map(str, findings)]), world)
@@ -75,11 +77,8 @@ def doctor(arguments: list[str]) -> int:
     return code
 
 
-def packages() -> Iterator[Finding]:
-    """Versions, and what is missing."""
-    from twostage.runtime.stage import environment
-
-    facts = environment()
+def packages(facts: dict[str, Any]) -> Iterator[Finding]:
+    """Versions, and what is missing; `facts` are those of `stage.environment`."""
     yield Finding("ok", "python", f"{facts['python']}; {facts['platform']}")
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     yield Finding("ok", "packages", versions)
@@ -89,14 +88,11 @@ def packages() -> Iterator[Finding]:
         yield Finding("ok", "DeepSpeed", "not installed; only `launch/accelerate/deepspeed-*.yaml` need it")
 
 
-def machine() -> Iterator[Finding]:
-    """Processors, memory, limits, GPUs, and what SLURM and the launcher say."""
+def machine(facts: dict[str, Any]) -> Iterator[Finding]:
+    """Processors, memory, limits, GPUs, and what SLURM says; `facts` as above."""
     import torch
     import torch.distributed as dist
 
-    from twostage.runtime.stage import environment
-
-    facts = environment()
     yield Finding("ok", "processor", f"{facts['cpu']}, {facts['cpu_cores']} cores, {facts['memory_gib']} GiB")
     gpus = facts["gpus"]
     if gpus:
@@ -156,7 +152,7 @@ def decoding(world: World) -> Iterator[Finding]:
     from PIL import Image
 
     from twostage.data.loader import open_loader
-    from twostage.report.photos import as_dataset, inspect
+    from twostage.report.photos import Header, as_dataset
 
     augment = AugmentConfig(resize=None, size=64, shift=0, flip=False, mean=[0.0, 0.0, 0.0], std=[1 / 255] * 3)
     y, x = np.mgrid[0:64, 0:64]
@@ -165,13 +161,9 @@ def decoding(world: World) -> Iterator[Finding]:
         for n, file in enumerate(files):
             pixels = np.stack([x * 3 + n, y * 3, (x + y) * 2 - n], axis=2).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(file, quality=95)
-        headers = [h for h in inspect(files[:1], augment, 1) for _ in files]
-        if isinstance(headers[0], str):
-            raise InputError(headers[0])
-        sizes = [type(headers[0])(file.stat().st_size, 64, 64) for file in files]
-        with as_dataset(files, sizes) as dataset:
+        with as_dataset(files, [Header(file.stat().st_size, 64, 64) for file in files]) as dataset:
             loader = open_loader(dataset, augment, LoaderConfig(cache="never"), world.device)
-            ((images,), _), *_ = list(loader.batches([np.arange(NUM_IMAGES)], training=False))
+            (((images,), _),) = loader.batches([np.arange(NUM_IMAGES)], training=False)
             decoded = images.cpu().numpy().transpose(0, 2, 3, 1)
             loader.close()
         expected = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]).astype(np.float32)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from data_prep.no_pandas import NoPandas
 from tests.bench.peer import serve
 
 NUM_CLASSES = 14
@@ -136,21 +137,11 @@ SIDES: dict[str, tuple[tuple[str, ...], Callable[[Path, Path], None]]] = {
 
 
 
-class _NoPandas:
-    """Arrow would import pandas, which users of ours need not have, in the middle of the pass."""
-
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:
-        """Says that pandas is not there."""
-        if name == "pandas":
-            raise ModuleNotFoundError("mining works without pandas", name=name)
-
-
 if __name__ == "__main__":
     side, folder = sys.argv[1], Path(sys.argv[2])
     packages, mined = SIDES[side]
     if side == "ours":
-        sys.meta_path.insert(0, _NoPandas)
+        sys.meta_path.insert(0, NoPandas)    # users of ours need not have it
     for package in packages:
         importlib.import_module(package)
     (folder / side).mkdir(exist_ok=True)
