@@ -1,4 +1,4 @@
-"""A small dataset, and stage 1 on it."""
+"""Stage 1 in two processes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import ROOT, command, start
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scanned digits, 1,297 to train on, with 40 % of five classes' labels wrong: column `noisy`."""
-    folder = tmp_path_factory.mktemp("digits")
-    prep = [sys.executable, "-m", "data_prep"]
-    build = ["build", str(folder / "images"), str(folder / "dataset"), "--format", "folder", "--workers", "1"]
-    noise = ["noise", str(folder / "dataset"), "--name", "noisy", "--kind", "asymmetric", "--flips", "mnist"]
-    for step in (["digits", str(folder / "images")], build, [*noise, "--rate", "0.4", "--rng-seed", "0"]):
-        subprocess.run([*prep, *step], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return folder / "dataset"
+from ranks import command, start
 
 
 @pytest.fixture(scope="session")

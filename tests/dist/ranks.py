@@ -21,35 +21,20 @@ from typing import Any
 
 from torch import nn
 
+from tests import digit_runs
+from tests.digit_runs import ROOT
 from twostage.runtime import manifest
 from twostage.runtime.tracking import NONREPRODUCIBLE_KEYS
 from twostage.runtime.zero_config import FILE, USE
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["ranks", "twostage.verbs", "twostage.stage1.pretrain", "twostage.stage2.train"])
-ROOT = Path(__file__).parents[2]
 SETTINGS = {
-    "data.labels": "noisy",
-    "data.holdout": "0.1",
     "model.name": "ranks:factory",
-    "model.dropout": "0.2",
-    "augment.channels": "gray",
-    "augment.resize": "null",
-    "augment.size": "32",
-    "augment.shift": "1",
-    "augment.flip": "false",
-    "augment.mean": "[0.3]",
-    "augment.std": "[0.35]",
     "pretrain.epochs": "2",
-    "pretrain.batch_size": "64",
-    "pretrain.optimizer.lr": "0.003",
     "train.method": "temporal_ensembling",
     "train.sub_epochs": "3",
-    "train.batch_size": "64",
     "train.ema_decay": "0.99",
-    "train.consistency_weight": "3",
-    "train.optimizer.lr": "0.001",
-    "runtime.log_steps": "5",
     "runtime.checkpoint_steps": "4",
     "runtime.index_log": "true",
 }
@@ -74,9 +59,7 @@ def factory(*, num_classes: int, in_channels: int, image_size: int, dropout: flo
 
 def command(verb: str, dataset: Path, run_dir: Path, **settings: str) -> list[str]:
     """Arguments of `python -m twostage`; a setting is written `section__field`."""
-    given = {**SETTINGS, "data.dataset": str(dataset), "run.dir": str(run_dir)}
-    given |= {name.replace("__", "."): value for name, value in settings.items()}
-    return [verb, *(f"--{name}={value}" for name, value in given.items())]
+    return digit_runs.arguments(verb, dataset, run_dir, SETTINGS, **settings)
 
 
 @dataclasses.dataclass

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from running import command, succeed
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scanned digits, 1,297 to train on and 500 to test, with 40 % of five classes' labels wrong: column `noisy`."""
-    folder = tmp_path_factory.mktemp("digits")
-    prep = [sys.executable, "-m", "data_prep"]
-    succeed([*prep, "digits", str(folder / "images")])
-    succeed([*prep, "build", str(folder / "images"), str(folder / "dataset"), "--format", "folder", "--workers", "1"])
-    succeed([*prep, "noise", str(folder / "dataset"), "--name", "noisy", "--kind", "asymmetric", "--flips", "mnist",
-             "--rate", "0.4", "--rng-seed", "0"])
-    return folder / "dataset"
 
 
 @pytest.fixture(scope="session")

@@ -11,30 +11,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).parents[2]
+from tests import digit_runs
+from tests.digit_runs import ROOT
+
 SETTINGS = {
-    "data.labels": "noisy",
     "data.clean_labels": "given",
-    "data.holdout": "0.1",
     "model.name": "mlp",
-    "model.dropout": "0.2",
     "model.input_noise": "0.1",
-    "augment.channels": "gray",
-    "augment.resize": "null",
-    "augment.size": "32",
-    "augment.shift": "1",
-    "augment.flip": "false",
-    "augment.mean": "[0.3]",
-    "augment.std": "[0.35]",
     "pretrain.epochs": "4",
-    "pretrain.batch_size": "64",
-    "pretrain.optimizer.lr": "0.003",
     "train.sub_epochs": "4",
-    "train.batch_size": "64",
-    "train.consistency_weight": "3",
     "train.ramp_up": "2",
-    "train.optimizer.lr": "0.001",
-    "runtime.log_steps": "5",
 }
 
 
@@ -45,9 +31,7 @@ def environment() -> dict[str, str]:
 
 def command(verb: str, dataset: Path, run_dir: Path, **settings: str) -> list[str]:
     """`python -m twostage VERB ...`; a setting is written `section__field`."""
-    given = {**SETTINGS, "data.dataset": str(dataset), "run.dir": str(run_dir)}
-    given |= {name.replace("__", "."): value for name, value in settings.items()}
-    return [sys.executable, "-m", "twostage", verb, *(f"--{name}={value}" for name, value in given.items())]
+    return [sys.executable, "-m", "twostage", *digit_runs.arguments(verb, dataset, run_dir, SETTINGS, **settings)]
 
 
 def call(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -12,15 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.__main__ import main as prep
+from tests import digit_runs
 from twostage.__main__ import main
 from twostage.data.plan import rank_range
 from twostage.stage1 import rank as ranking
 from twostage.stage1.rank import shares_of_ranks
 
-OPTIONS = ("--data.holdout=0.1", "--model.name=mlp", "--augment.channels=gray", "--augment.resize=null",
-           "--augment.size=32", "--augment.flip=false", "--augment.mean=[0.3]", "--augment.std=[0.35]",
-           "--pretrain.epochs=1", "--pretrain.batch_size=64", "--rank.batch_size=50", "--runtime.tracker=none")
+SETTINGS = {"model.name": "mlp", "pretrain.epochs": "1", "rank.batch_size": "50", "runtime.tracker": "none"}
 
 
 @given(st.integers(0, 300), st.integers(1, 9), st.integers(1, 40))
@@ -33,18 +31,16 @@ def test_parts_are_the_ranks_shares_in_order(num_batches: int, world_size: int, 
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A dataset of scanned digits, and a run folder with a network."""
-    folder = tmp_path_factory.mktemp("rank")
-    assert prep(["digits", str(folder / "images")]) == 0
-    assert prep(["build", str(folder / "images"), str(folder / "dataset"), "--format", "folder", "--workers", "1"]) == 0
-    assert run("pretrain", folder / "dataset", folder / "run") == 0
-    assert run("rank", folder / "dataset", folder / "run") == 0
-    return folder / "dataset", folder / "run"
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A dataset of scanned digits, and a run folder with a network and a ranking."""
+    run_dir = tmp_path_factory.mktemp("rank") / "run"
+    assert run("pretrain", digits, run_dir) == 0
+    assert run("rank", digits, run_dir) == 0
+    return digits, run_dir
 
 
 def run(verb: str, dataset: Path, run_dir: Path) -> int:
-    return main([verb, f"--data.dataset={dataset}", "--data.labels=given", f"--run.dir={run_dir}", *OPTIONS])
+    return main(digit_runs.arguments(verb, dataset, run_dir, SETTINGS))
 
 
 def other_run(trained: tuple[Path, Path], folder: Path) -> Path:
