@@ -9,7 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from tests.bench import building, checkpointing, loading, mining, peer, pi_forward, planning, small_images, tables
+from tests.bench import (
+    building,
+    checkpointing,
+    loading,
+    mining,
+    peer,
+    pi_forward,
+    planning,
+    small_images,
+    tables,
+    two_processes,
+)
 from tests.bench.contest import Contest, Scale
 
 Compare: TypeAlias = Callable[[Scale, Path], Iterator[Contest]]
@@ -21,6 +32,7 @@ COMPARISONS: dict[str, Compare] = {
     "checkpoint": checkpointing.compare,
     "pi-forward": pi_forward.compare,
     "small-images": small_images.compare,
+    "two-processes": two_processes.compare,
 }
 ROUNDS = {False: 3, True: 7}
 

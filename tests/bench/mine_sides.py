@@ -50,13 +50,14 @@ def ours(rank: Path, out: Path) -> None:
 
 
 def duckdb_sql(query: str) -> Callable[[Path, Path], None]:
-    """One SQL query; sorted beyond memory on the disk, if need be."""
+    """One SQL query, in at most 1.5 GB; sorted beyond that on the disk."""
 
     def run(rank: Path, out: Path) -> None:
         import duckdb
 
         with duckdb.connect() as database:
-            database.execute(f"SET temp_directory = '{out}/spilled'; SET preserve_insertion_order = false")
+            limits = f"SET memory_limit = '1500MB'; SET temp_directory = '{out}/spilled'"
+            database.execute(f"{limits}; SET preserve_insertion_order = false")
             parts = f"read_parquet('{rank}/part-*.parquet')"
             database.execute(f"CREATE TEMP TABLE kept AS {query.format(parts=parts)}")
             for name, held_out in zip(KEPT, (False, True), strict=True):

@@ -29,8 +29,8 @@ EPOCHS = 3      # the first decodes and warms up, and is not counted
 def compare(scale: Scale, folder: Path) -> Iterator[Contest]:
     """Images per second of the paper's networks for MNIST and CIFAR-10, with their configurations from `configs`."""
     for name, size, num in (("mnist", 28, scale.pick(12_800, 51_200)), ("cifar10", 32, scale.pick(1_280, 5_120))):
-        dataset = _dataset(folder / name, size, num)
-        session = open_session(parse("pretrain", "", _arguments(name, dataset, folder / f"{name}-session", 3)))
+        dataset = synthetic(folder / name, size, num)
+        session = open_session(parse("pretrain", "", settings(name, dataset, folder / f"{name}-session", 3)))
         names = (folder / f"{name}-{number}" for number in count())
         yield alternate(
             f"{session.config.model.name}, {name}'s configuration",
@@ -58,7 +58,8 @@ def compare(scale: Scale, folder: Path) -> Iterator[Contest]:
     )
 
 
-def _dataset(out: Path, size: int, num: int) -> Path:
+def synthetic(out: Path, size: int, num: int) -> Path:
+    """A dataset of that many made-up images."""
     for command in (
         ("synth", f"{out}-images", "--num", num, "--size", size),
         ("build", f"{out}-images", out, "--format", "folder"),
@@ -68,8 +69,9 @@ def _dataset(out: Path, size: int, num: int) -> Path:
     return out
 
 
-def _arguments(name: str, dataset: Path, run_dir: Path, log_steps: int) -> list[str]:
-    settings = {
+def settings(name: str, dataset: Path, run_dir: Path, log_steps: int) -> list[str]:
+    """A command line of stage 1 with the paper's configuration of a dataset."""
+    changes = {
         "data.dataset": dataset,
         "data.labels": "given",
         "data.clean_labels": "null",
@@ -79,13 +81,13 @@ def _arguments(name: str, dataset: Path, run_dir: Path, log_steps: int) -> list[
         "runtime.log_steps": log_steps,
         "runtime.device": "cpu",
     }
-    return ["--config", f"configs/{name}/table3.yaml", *(f"--{key}={value}" for key, value in settings.items())]
+    return ["--config", f"configs/{name}/table3.yaml", *(f"--{key}={value}" for key, value in changes.items())]
 
 
 def _ours(session: Session, folder: Path) -> Pass:
     """Trains anew; the loop measures itself."""
     pretrain(session, folder, session.config.pretrain)
-    return Pass(1 / _rate(folder))
+    return Pass(1 / rate(folder))
 
 
 def _two_at_once(dataset: Path, folder: Path) -> Pass:
@@ -93,16 +95,16 @@ def _two_at_once(dataset: Path, folder: Path) -> Pass:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     runs = [folder / str(number) for number in range(2)]
     commands = [
-        [sys.executable, "-m", "twostage", "pretrain", *_arguments("mnist", dataset, run, 20)] for run in runs
+        [sys.executable, "-m", "twostage", "pretrain", *settings("mnist", dataset, run, 20)] for run in runs
     ]
     processes = [
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) for command in commands
     ]
     assert [process.wait() for process in processes] == [0, 0]
-    return Pass(1 / sum(_rate(run / "pretrain") for run in runs))
+    return Pass(1 / sum(rate(run / "pretrain") for run in runs))
 
 
-def _rate(folder: Path) -> float:
+def rate(folder: Path) -> float:
     """Images per second of the loop, validation aside, after the first epoch."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rates = [line["train/images_per_second"] for line in lines if line["epoch"] > 0 and "train/data_wait" in line]
