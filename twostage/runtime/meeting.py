@@ -1,8 +1,8 @@
 """All processes of a run find each other at the start, or each says within a minute who is missing, and where.
 
-torch waits for half an hour. Under `accelerate launch` and `torchrun` the launchers have met before (their own limit is
-`--rdzv_conf timeout=30`); this is for processes that a scheduler has started one by one, with RANK, WORLD_SIZE,
-MASTER_ADDR and MASTER_PORT in the environment.
+torch waits for half an hour. This is for processes that a scheduler has started one by one, with RANK, WORLD_SIZE,
+MASTER_ADDR and MASTER_PORT in the environment. Under `accelerate launch` and `torchrun` the launchers have met before
+(their own limit is `--rdzv_conf timeout=30`) and keep what the processes look at.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Final
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from twostage.data.schema import InputError
 
@@ -24,7 +24,7 @@ LINGER: Final = 2.0     # seconds that rank 0, which keeps what all look at, sta
 
 
 def meet(seconds: float, *, on_cpu: bool) -> None:
-    """Joins the process group, unless there is one, a launcher takes care of it, or this process is alone.
+    """Joins the process group, unless there is one or this process is alone.
 
     Args:
         seconds: how long processes wait for each other.
@@ -34,14 +34,17 @@ def meet(seconds: float, *, on_cpu: bool) -> None:
         InputError: a variable is missing or wrong, the first process cannot be reached or its port is taken, two
             processes have the same rank, or some have not come in time (names them).
     """
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if alone or dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         return
     rank, size, host, port = _facts()
     store = _common_store(rank, size, host, port, seconds)
-    _take_seat(store, rank)
-    _wait_for_all(store, rank, size, seconds)
-    group = PrefixStore("group", store)
+    # a static rendezvous keeps the launcher's store over --max_restarts: without a name for each attempt, the second
+    # would read the addresses of the first one's processes, and connect to the dead
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    meeting = PrefixStore(f"attempt {attempt}", store)
+    _take_seat(meeting, rank)
+    _wait_for_all(meeting, rank, size, seconds)
+    group = PrefixStore("group", meeting)
     dist.init_process_group("gloo" if on_cpu else "nccl", store=group, rank=rank, world_size=size)
 
 
@@ -64,7 +67,8 @@ def _facts() -> tuple[int, int, str, int]:
 
 def _common_store(rank: int, size: int, host: str, port: int, seconds: float) -> TCPStore:
     try:
-        return TCPStore(host, port, size, rank == 0, timedelta(seconds=seconds), wait_for_workers=False)
+        is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        return TCPStore(host, port, size, is_master, timedelta(seconds=seconds), wait_for_workers=False)
     except (RuntimeError, OSError) as error:        # torch's own errors are RuntimeErrors
         reason = str(error).partition("\n")[0].partition(" Exception raised from")[0]
         if rank == 0 and _is_own(host):
@@ -82,7 +86,7 @@ def _common_store(rank: int, size: int, host: str, port: int, seconds: float) ->
         ) from error
 
 
-def _take_seat(store: TCPStore, rank: int) -> None:
+def _take_seat(store: Store, rank: int) -> None:
     if store.add(f"taken/{rank}", 1) == 1:
         store.set(f"seat/{rank}", _here())
         return
@@ -92,7 +96,7 @@ def _take_seat(store: TCPStore, rank: int) -> None:
     raise InputError(refusal)
 
 
-def _wait_for_all(store: TCPStore, rank: int, size: int, seconds: float) -> None:
+def _wait_for_all(store: Store, rank: int, size: int, seconds: float) -> None:
     until = time.monotonic() + seconds
     seats = [f"seat/{other}" for other in range(size)]
     try:

@@ -172,7 +172,7 @@ class TrainingState:
         self._statistics.restore()
 
     def resume(self, folder: Path, world: World) -> int | None:
-        """Goes back to the newest valid checkpoint, if there is any; returns its total step.
+        """Goes back to the newest valid checkpoint, if there is any, and says so; returns its total step.
 
         Raises:
             InputError: there are checkpoints, but none is valid, or the model does not fit.
@@ -197,6 +197,8 @@ class TrainingState:
             self.memory.load_state_dict(_below("memory.", tensors), with_running_epoch=world.is_main)
         if self.average is not None:
             self.average.load_state_dict(_below("ema.", tensors))
+        if world.is_main:
+            print(f"{folder.name}: goes on after step {found.step}, from {found.path}", flush=True)
         return found.step
 
     def kept_weights(self, select: str) -> dict[str, torch.Tensor]:
