@@ -194,6 +194,9 @@ class TrainConfig:
     wants every sample's prediction in each sub-epoch"""
     batch_size: int = 256
     """N of the global batch, over all processes: half labeled, half unlabeled"""
+    unlabeled: Literal["rest", "all"] = "rest"
+    """what the unlabeled half is drawn from: the rest, whose labels stage 1 did not keep, as in the paper; or all, also
+    those with a kept label, which is not used there: better where most labels are kept and the rest is a hard few"""
     balance_labeled: bool = True
     """over-sample the smaller classes of the seed set"""
     balance_unlabeled: bool = False

@@ -122,6 +122,7 @@ def _two_stages(session: Session) -> None:
     mining = session.config.mine
     check_shares(min_score=mining.min_score, min_share=mining.min_share, accept_score=mining.accept_score)
     check_method(session.config.train)          # now, and not after hours of stage 1
+    session.pieces(session.config.train.batch_size, halves=True, section="train.")
     by_classifiers = session.config.mine.rule == "clean_filter"
     if session.config.train.init == "stage1" or not by_classifiers:
         _pretrain(session)

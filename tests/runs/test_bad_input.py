@@ -68,6 +68,8 @@ def test_a_stage_whose_predecessor_is_missing(digits: Path, tmp_path: Path) -> N
         ("pretrain", {"runtime.precision": "fp16"}, ["runtime.precision", "fp16 needs a GPU"]),
         ("pretrain", {"pretrain.optimizer.name": "sdg"}, ["sdg", "sgd"]),
         ("run", {"train.batch_size": "63"}, ["train.batch_size", "63 is odd"]),
+        ("run", {"train.batch_size": "60", "runtime.micro_batch": "16", "pretrain.batch_size": "64"},
+         ["runtime.micro_batch: 16 does not divide", "(train.batch_size)", "allowed: 2, 4, 6, 10, 12, 20, 30, 60"]),
         ("run", {"mine.min_share": "10"}, ["mine.min_share: 10.0 is not within 0..1"]),
         ("train", {"train.batch_size": "63"}, ["train.batch_size", "63 is odd"]),
         ("train", {"train.ensemble_decay": "1", "train.method": "temporal_ensembling"}, ["train.ensemble_decay", "1"]),

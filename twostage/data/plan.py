@@ -17,6 +17,7 @@ from twostage.data.passes import Shards as Shards
 from twostage.data.schema import NO_LABEL, InputError
 
 PassOver = Literal["labeled", "unlabeled", "larger"]
+Unlabeled = Literal["rest", "all"]
 ORDER, HOLDOUT, DRAWS, LABELED, UNLABELED = range(1, 6)     # one random stream for each purpose
 
 
@@ -106,6 +107,11 @@ def check_halves(batch_size: int) -> None:
             f"train.batch_size: {batch_size} is odd, but half of a batch is labeled and half unlabeled; "
             f"choose {batch_size - 1 or 2} or {batch_size + 1}"
         )
+
+
+def unlabeled_view(train: Indices, seeds: Indices, unlabeled: Unlabeled) -> Indices:
+    """The unlabeled view of stage 2, which its training view and the (num_samples,) kept labels make."""
+    return np.setdiff1d(train, np.flatnonzero(seeds != NO_LABEL)) if unlabeled == "rest" else train
 
 
 def labeled_unlabeled_batches(
@@ -203,25 +209,28 @@ def rank_slice(batches: Indices, rank: int, world_size: int, pieces: int = 1) ->
     return batches[:, rank * size : (rank + 1) * size].reshape(len(batches) * pieces, size // pieces)
 
 
-def num_pieces(batch_size: int, world_size: int, micro_batch: int | None, *, halves: bool = False) -> int:
+def num_pieces(
+    batch_size: int, world_size: int, micro_batch: int | None, *, halves: bool = False, section: str = ""
+) -> int:
     """In how many equal pieces a process takes its slice of a global batch, one after the other, in one step.
 
     Args:
         micro_batch: how many slots a process takes at once; None, or more than its slice has: all of them.
         halves: whether every piece must be half labeled, half unlabeled: of even size.
+        section: as in `check_division`.
 
     Raises:
         InputError: the slice does not divide so; names the sizes that are allowed.
     """
     slots, unit = batch_size // world_size, 2 if halves else 1
-    check_division(batch_size, world_size, halves=halves)
+    check_division(batch_size, world_size, halves=halves, section=section)
     if micro_batch is None or (micro_batch >= slots and micro_batch >= unit):
         return 1
     if micro_batch < 1 or slots % micro_batch or micro_batch % unit:
         allowed = ", ".join(str(n) for n in range(unit, slots + 1, unit) if slots % n == 0)
         raise InputError(
             f"runtime.micro_batch: {micro_batch} does not divide the {slots} slots of a global batch of {batch_size} "
-            f"that each of {world_size} process(es) takes{' into halves' if halves else ''}; allowed: {allowed}"
+            f"{section and f'({section}batch_size) '}that each of {world_size} process(es) takes{' into halves' if halves else ''}; allowed: {allowed}"
         )
     return slots // micro_batch
 

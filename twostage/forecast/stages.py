@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from twostage.config import Config, NoiseModelConfig, PretrainConfig, TrainConfig
 from twostage.data.dataset import Dataset
 from twostage.data.passes import Indices, Source
-from twostage.data.plan import check_division, passes_over_labeled
+from twostage.data.plan import num_pieces, passes_over_labeled, unlabeled_view
 from twostage.data.schema import NO_LABEL, InputError
 from twostage.data.views import Views, open_clean_set, open_views
 from twostage.rows import ALL_BASELINES, WITH_CLEAN_SET, BaselineName, folder_of
@@ -121,7 +121,7 @@ class _Forecast:
         """Half labeled, half unlabeled; `seeds`: (num_samples,) kept labels, NO_LABEL elsewhere."""
         self._check_division("train", settings.batch_size, halves=True)
         labeled = np.flatnonzero(seeds != NO_LABEL)
-        unlabeled = np.setdiff1d(self.views.train, labeled)
+        unlabeled = unlabeled_view(self.views.train, seeds, settings.unlabeled)
         if not len(labeled) or not len(unlabeled):
             raise InputError(f"{name}: {len(labeled)} labeled and {len(unlabeled)} unlabeled samples; it needs both")
         lengths = (
@@ -178,7 +178,8 @@ class _Forecast:
         return seeds, "(the clean set)"
 
     def _check_division(self, section: str, batch_size: int, *, halves: bool) -> None:
-        check_division(batch_size, self.num_processes, halves=halves, section=f"{section}.")
+        micro_batch = self.config.runtime.micro_batch
+        num_pieces(batch_size, self.num_processes, micro_batch, halves=halves, section=f"{section}.")
 
 
 def _section(name: str) -> str:

@@ -162,9 +162,10 @@ class Session:
         random.seed(seed)       # a network of the user's may draw from these two
         np.random.seed(seed % 2**32)
 
-    def pieces(self, batch_size: int, *, halves: bool = False) -> int:
+    def pieces(self, batch_size: int, *, halves: bool = False, section: str = "") -> int:
         """In how many pieces each process takes its slots of one step: `plan.num_pieces`."""
-        return plan.num_pieces(batch_size, self.world.size, self.config.runtime.micro_batch, halves=halves)
+        micro_batch = self.config.runtime.micro_batch
+        return plan.num_pieces(batch_size, self.world.size, micro_batch, halves=halves, section=section)
 
     def draws(
         self, batch_size: int, *, epoch: int, num_views: int, pieces: int

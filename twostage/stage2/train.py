@@ -37,7 +37,7 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
 
     check_method(config)
     seeds, val, val_labels = _mined_labels(session, mined)
-    unlabeled = np.setdiff1d(views.train, np.flatnonzero(seeds != NO_LABEL))
+    unlabeled = plan.unlabeled_view(views.train, seeds, config.unlabeled)
     pieces = session.pieces(config.batch_size, halves=True)
     inputs = session.inputs(
         **stage.plain(config, "train."),
@@ -96,6 +96,7 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
         ):
             index_log.note(index, state.total_steps + 1)
             labels = label_table[index]
+            labels[1::2] = NO_LABEL         # odd slots are unlabeled, whatever is known of the samples in them
             with accelerator.autocast():
                 supervised, consistency = method.losses(network, images, index, labels)
             loss = supervised + consistency_weight * consistency
