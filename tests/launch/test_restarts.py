@@ -62,12 +62,16 @@ def test_a_killed_worker_is_started_again_and_goes_on(
         meeting = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
         machines = [[*meeting, "--machine_rank", str(machine)] for machine in range(num_machines)]
     launchers = [launch(config, options, digits, tmp_path) for options in machines]
-    stage = tmp_path / "pretrain"
-    while all(launcher.poll() is None for launcher in launchers) and not manifest.committed(stage / "checkpoints"):
-        time.sleep(0.002)
-    ranks = [worker for launcher in launchers for worker in workers(launcher.pid)]
-    os.kill(ranks[victim], signal.SIGKILL)
-    printed = "\n".join(launcher.communicate(timeout=240)[0] for launcher in launchers)
+    checkpoints = tmp_path / "pretrain" / "checkpoints"
+    try:
+        while all(launcher.poll() is None for launcher in launchers) and not manifest.committed(checkpoints):
+            time.sleep(0.002)
+        ranks = [worker for launcher in launchers for worker in workers(launcher.pid)]
+        os.kill(ranks[victim], signal.SIGKILL)
+        printed = "\n".join(launcher.communicate(timeout=240)[0] for launcher in launchers)
+    finally:
+        for launcher in launchers:
+            launcher.terminate()        # it ends its workers too; nothing where all went well
     assert not any(launcher.returncode for launcher in launchers), printed
 
     assert json.loads((tmp_path / "status.json").read_text())["restarts"] == 1, printed

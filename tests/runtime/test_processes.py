@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -312,6 +313,9 @@ def test_accelerate_launch_on_cpus(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "0/2 cpu bf16|1/2 cpu bf16"
     assert "FutureWarning" not in done.stderr
+    flags = Path("/proc/cpuinfo").read_text().split()
+    emulated = platform.machine() == "x86_64" and not {"avx512_bf16", "amx_bf16"} & set(flags)
+    assert done.stderr.count("bf16 is emulated") == emulated
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path: Path) -> None:

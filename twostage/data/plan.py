@@ -228,9 +228,10 @@ def num_pieces(
         return 1
     if micro_batch < 1 or slots % micro_batch or micro_batch % unit:
         allowed = ", ".join(str(n) for n in range(unit, slots + 1, unit) if slots % n == 0)
+        whose = f"{batch_size} ({section}batch_size)" if section else f"{batch_size}"
         raise InputError(
-            f"runtime.micro_batch: {micro_batch} does not divide the {slots} slots of a global batch of {batch_size} "
-            f"{section and f'({section}batch_size) '}that each of {world_size} process(es) takes{' into halves' if halves else ''}; allowed: {allowed}"
+            f"runtime.micro_batch: {micro_batch} does not divide the {slots} slots of a global batch of {whose} that "
+            f"each of {world_size} process(es) takes{' into halves' if halves else ''}; allowed: {allowed}"
         )
     return slots // micro_batch
 

@@ -85,7 +85,19 @@ def start(runtime: RuntimeConfig) -> tuple[Accelerator, World]:
         device=_plain_device(accelerator.device),
     )
     _check_launch(world, accelerator.process_index, accelerator.num_processes)
+    if runtime.precision == "bf16" and world.device.type == "cpu" and world.is_main and _emulates_bf16():
+        print(
+            "warning: this CPU has no bf16 instructions: runtime.precision: bf16 is emulated, about ten times slower "
+            "than fp32",
+            file=sys.stderr,
+            flush=True,
+        )
     return accelerator, world
+
+
+def _emulates_bf16() -> bool:
+    ask = getattr(torch.cpu, "get_capabilities", None)      # older versions of torch do not tell
+    return ask is not None and not any(ask().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def _compilation(mode: str) -> TorchDynamoPlugin:
