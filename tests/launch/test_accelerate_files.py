@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.utils import DistributedType
+from launching import environment, two_machines
 
 from twostage.runtime.zero_config import read_config
 
@@ -54,27 +53,15 @@ def test_every_line_is_explained(path: Path) -> None:
         assert len(line.partition("#")[2].strip()) > 5, f"{path.name}: {line}"
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.mark.parametrize("name", ["cpu-1", "cpu-2", "deepspeed-cpu-2", "nodes", "deepspeed-nodes"])
 def test_what_needs_no_gpu_starts(name: str, tmp_path: Path) -> None:
     """Files for several machines are started twice here, as two machines with one process each."""
     script, told = tmp_path / "script.py", tmp_path / "told"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/{name}.yaml"]
-    machines: list[list[str]] = [[]]
-    if name.endswith("nodes"):
-        shared = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
-        machines = [[*shared, "--machine_rank", str(rank)] for rank in range(2)]
-    # CPU only: also on a machine with GPUs
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    machines = two_machines() if name.endswith("nodes") else [[]]
     started = [
-        subprocess.Popen([*command, *options, str(script), str(told)], cwd=ROOT, env=environment,
+        subprocess.Popen([*command, *options, str(script), str(told)], cwd=ROOT, env=environment(),
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for options in machines
     ]

@@ -5,29 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from launching import environment, two_machines
 
 from tests import digit_runs
 from tests.digit_runs import ROOT
 from twostage.runtime import manifest
 
 SETTINGS = {"model.name": "mlp", "pretrain.epochs": "12", "runtime.checkpoint_steps": "3"}
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--max_restarts", "1", "--num_processes", "2"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--max_restarts", "1"]
 
 
 def launch(config: str, options: list[str], dataset: Path, run_dir: Path) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     command = [*LAUNCH, "--config_file", f"launch/accelerate/{config}.yaml", *options, "-m", "twostage"]
     return subprocess.Popen(
         [*command, *digit_runs.arguments("pretrain", dataset, run_dir, SETTINGS)],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
 
 
@@ -35,12 +33,6 @@ def workers(launcher: int) -> list[int]:
     """The launcher's children that are ranks of the run."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     return [int(child) for child in children if b"twostage" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +44,12 @@ def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize(("config", "num_machines", "victim"), [("cpu-2", 1, 0), ("nodes", 2, 1)])
+@pytest.mark.parametrize(("config", "victim"), [("cpu-2", 0), ("nodes", 1)])
 def test_a_killed_worker_is_started_again_and_goes_on(
-    config: str, num_machines: int, victim: int, undisturbed: Path, digits: Path, tmp_path: Path
+    config: str, victim: int, undisturbed: Path, digits: Path, tmp_path: Path
 ) -> None:
     """With two machines, which are this one twice, the launcher of the other notices as its worker ends too."""
-    machines: list[list[str]] = [[]]
-    if num_machines > 1:
-        meeting = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
-        machines = [[*meeting, "--machine_rank", str(machine)] for machine in range(num_machines)]
+    machines = two_machines() if config == "nodes" else [[]]
     launchers = [launch(config, options, digits, tmp_path) for options in machines]
     checkpoints = tmp_path / "pretrain" / "checkpoints"
     try:
