@@ -1,4 +1,4 @@
-"""What the tests of `accelerate launch` have in common: a clean environment, and two machines, which are both this one."""
+"""What the tests of `accelerate launch` share: a clean environment, and two machines, which are both this one."""
 
 from __future__ import annotations
 
