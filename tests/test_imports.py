@@ -31,6 +31,7 @@ LAYERS = {          # a module may import modules of its own layer's number or o
     "twostage.report.export": 4,
     "twostage.report.runs": 4,
     "twostage.baselines": 4,
+    "twostage.checks": 4,
     "twostage.reproduce": 4,
     "twostage.forecast": 4,
     "twostage.verbs": 4,

@@ -52,8 +52,10 @@ def _train_one(session: Session, name: BaselineName) -> None:
         train(session, folder, config, labeled, run_dir / "pretrain" / "model.safetensors")
         return
     supervised = dataclasses.replace(session.config.pretrain, balance=row.balance)
-    if row == BASELINES["balanced_cross_entropy"] and session.config.pretrain.balance:
-        return                  # stage 1's own network is this one
+    stage1 = run_dir / "pretrain"
+    if name == "balanced_cross_entropy" and session.config.pretrain.balance and (stage1 / "done.json").exists():
+        session.say(f"{name}: is the network of stage 1, in {stage1}")
+        return
     variant = Variant(loss=row.loss)
     if row.loss in CORRECTED:
         variant = dataclasses.replace(variant, transition=_transition(session, folder))
@@ -73,6 +75,9 @@ def _clean_seeds(session: Session) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         index = clean_set.train
         write_table(folder / "seeds.parquet", pa.table({"index": index, "label": clean_set.labels[index]}))
+        if session.config.data.holdout is not None:     # else the run's own validation split, whose labels are right
+            val = clean_set.val
+            write_table(folder / "val.parquet", pa.table({"index": val, "label": clean_set.labels[val]}))
         write_json(folder / "done.json", {"inputs": {**session.views.digests}, "results": {"kept": len(index)}})
     barrier(world)
     return folder

@@ -25,7 +25,7 @@ EXAMPLES: Final = {
   accelerate launch --config_file launch/accelerate/cpu-2.yaml -m twostage run --config configs/photos.yaml
 """,
     "clean_filter": """\
-  twostage clean_filter --config configs/clothing1m/row07.yaml --data.dataset data/clothing1m
+  twostage clean_filter --config configs/clothing1m/row08.yaml --data.dataset data/clothing1m
 """,
     "mine": """\
   twostage mine --config configs/photos.yaml --data.dataset my_dataset --run.dir runs/first --mine.min_score=0.8

@@ -29,8 +29,10 @@ class RunConfig:
     """whether `run` trains by the two-stage method; false: only what `baselines` and `finetune` say"""
     finetune: bool = False
     """whether `run` fine-tunes on the clean set at the end"""
-    transition_mode: Literal["fixed", "faithful"] = "fixed"
-    """how the baselines `forward` and `backward` estimate the transition matrix; see transition.py"""
+    transition_mode: Literal["fixed", "faithful", "by_class"] = "fixed"
+    """how the baselines `forward` and `backward` estimate the transition matrix: fixed: from anchors at the 97th
+    percentile of all samples; faithful: with the error of its authors' code; by_class: at that of each class's own
+    samples, for classes of very unequal size; see transition.py"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,8 @@ class ModelConfig:
     class_layer: Literal["new", "loaded"] = "new"
     """with `weights`: new: a random one, theirs being for other classes; loaded: theirs, being for the same classes"""
     dropout: float = 0.0
-    """probability; between the convolutions of each residual unit, or after each hidden layer of the MLP"""
+    """probability; between the convolutions of each residual unit, after each hidden layer of the MLP, before those of
+    AlexNet; timm's networks have places of their own for it"""
     input_noise: float = 0.0
     """standard deviation of Gaussian noise that is added to the normalised input while training"""
 
@@ -130,7 +133,7 @@ class PretrainConfig:
     """Stage 1, first step: ordinary training on the noisy labels."""
 
     epochs: int = 10
-    """passes over the training view"""
+    """passes over the view that is trained on: the training view, or the clean set where that is trained on"""
     batch_size: int = 256
     """of the global batch, over all processes"""
     balance: bool = True
@@ -214,9 +217,10 @@ class TrainConfig:
     ensemble_decay: float = 0.6
     """α of temporal ensembling: share of the earlier sub-epochs in the averaged predictions"""
     ramp_up: int = 0
-    """sub-epochs over which the consistency weight rises from 0; 0: constant, as in the paper on Clothing1M"""
+    """sub-epochs over which the consistency weight rises, from 0.7 % of it (pseudo_label: 0); 0: constant, as in the
+    paper on Clothing1M"""
     ramp_down: int = 0
-    """last sub-epochs, over which the learning rate falls to 0; 0: none"""
+    """last sub-epochs, over which the learning rate falls to almost 0: 2 at least to have an effect; 0: none"""
     select: Literal["best", "last"] = "best"
     """which weights are kept: the best by validation accuracy, or the last"""
     ema_decay: float | None = None

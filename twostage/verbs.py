@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from twostage.config import Config
-from twostage.data.schema import InputError, file_digest, nearest, write_aside, write_json
+from twostage.data.schema import InputError, file_digest, write_aside, write_json
 from twostage.rows import titles
 
 if TYPE_CHECKING:
@@ -72,8 +72,6 @@ def finetune(config: Config) -> int:
 
 def baselines(config: Config) -> int:
     """Train what `run.baselines` names, for comparison; stage 1 is done where they go on from it."""
-    if not config.run.baselines:
-        raise InputError("run.baselines names nothing to train")
     session = _open(config, "baselines")
     _baselines(session)
     session.say(f"baselines: in {config.run.dir / 'baseline_*'}; next: `twostage evaluate`")
@@ -90,7 +88,6 @@ def evaluate(config: Config) -> int:
 
 def run(config: Config) -> int:
     """The whole method: pretrain, rank, mine, train, evaluate; then the report."""
-    check_asked(config)
     session = _open(config, "run")
     if config.run.two_stage:
         _two_stages(session)
@@ -103,12 +100,6 @@ def run(config: Config) -> int:
     return 0
 
 
-def check_asked(config: Config) -> None:
-    """Raises InputError where `run` has nothing to do."""
-    if not (config.run.two_stage or config.run.baselines or config.run.finetune):
-        raise InputError("nothing to run: run.two_stage and run.finetune are false, and run.baselines names nothing")
-
-
 VERBS: dict[str, Callable[[Config], int]] = {
     function.__name__: function
     for function in (pretrain, clean_filter, rank, mine, train, finetune, baselines, evaluate, run)
@@ -116,13 +107,6 @@ VERBS: dict[str, Callable[[Config], int]] = {
 
 
 def _two_stages(session: Session) -> None:
-    from twostage.stage1.mine import check_shares
-    from twostage.stage2.methods import check_method
-
-    mining = session.config.mine
-    check_shares(min_score=mining.min_score, min_share=mining.min_share, accept_score=mining.accept_score)
-    check_method(session.config.train)          # now, and not after hours of stage 1
-    session.pieces(session.config.train.batch_size, halves=True, section="train.")
     by_classifiers = session.config.mine.rule == "clean_filter"
     if session.config.train.init == "stage1" or not by_classifiers:
         _pretrain(session)
@@ -134,11 +118,14 @@ def _two_stages(session: Session) -> None:
 
 
 def _open(config: Config, verb: str) -> Session:
+    from twostage.checks import check, stages_of
     from twostage.runtime import status
     from twostage.runtime.session import open_session
     from twostage.runtime.stage import environment
 
+    stages = stages_of(verb, config)
     session = open_session(config)
+    check(config, session.views, stages, session.world.size)
     if session.world.is_main:
         _write_config(config)
         write_json(config.run.dir / "environment.json", environment())
@@ -187,7 +174,9 @@ def _mine(config: Config) -> None:
         raise InputError(f"{rank_dir} holds no complete ranking: run `twostage rank` first")
     by_classifiers = config.mine.rule == "clean_filter"
     if by_classifiers != (stage.read_inputs(rank_dir / "done.json") or {}).get("per_class", False):
-        raise InputError(f"mine.rule is {config.mine.rule}, but {rank_dir} was made for the other: run `rank` again")
+        raise InputError(
+            f"mine.rule is {config.mine.rule}, but {rank_dir} was made for the other: delete it and run `twostage rank`"
+        )
     dataset = Dataset.open(config.data.dataset)
     labels = dataset.labels(config.data.labels)
     known = config.data.clean_labels
@@ -233,18 +222,10 @@ def _train(session: Session) -> None:
 
 
 def _finetune(session: Session) -> None:
+    from twostage.checks import finetune_weights
     from twostage.stage2.finetune import finetune
 
-    init = session.config.finetune.init
-    if "/" in init:
-        weights = Path(init)
-    elif init in titles():
-        weights = session.run_dir / init / "model.safetensors"
-    else:
-        raise InputError(f"finetune.init {init!r}: {nearest(init, titles())}, or the path of a file (with a '/')")
-    if not weights.is_file():
-        raise InputError(f"finetune.init {init!r}: {weights} does not exist; train that network first")
-    finetune(session, session.run_dir / "finetune", weights)
+    finetune(session, session.run_dir / "finetune", finetune_weights(session.config))
 
 
 def _baselines(session: Session) -> None:

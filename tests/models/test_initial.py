@@ -150,6 +150,7 @@ A = torch.zeros(2)
         {"model_state_dict": {"fc.weight": A}},
         {"module.fc.weight": A},
         {"state_dict": {"module._orig_mod.fc.weight": A}},
+        {"_orig_mod.module.fc.weight": A},
     ],
 )
 def test_weights_are_found_in_checkpoints_and_behind_wrappers(content: dict[str, Any]) -> None:
@@ -158,6 +159,7 @@ def test_weights_are_found_in_checkpoints_and_behind_wrappers(content: dict[str,
 
 def test_a_prefix_that_not_all_names_have_belongs_to_them() -> None:
     assert list(named_tensors({"module.a": A, "b": A}, "a.pth")) == ["module.a", "b"]
+    assert list(named_tensors({"module.module.a": A}, "a.pth")) == ["module.a"]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from accelerate.state import AcceleratorState
 from running import command, succeed
 
 from twostage.__main__ import main
+from twostage.config import DataConfig
+from twostage.data.dataset import Dataset
+from twostage.data.views import open_views
 
 
 def refused(arguments: list[str], *words: str, code: int = 2) -> None:
@@ -71,6 +77,22 @@ def test_a_stage_whose_predecessor_is_missing(digits: Path, tmp_path: Path) -> N
         ("run", {"train.batch_size": "60", "runtime.micro_batch": "16", "pretrain.batch_size": "64"},
          ["runtime.micro_batch: 16 does not divide", "(train.batch_size)", "allowed: 2, 4, 6, 10, 12, 20, 30, 60"]),
         ("run", {"mine.min_share": "10"}, ["mine.min_share: 10.0 is not within 0..1"]),
+        ("pretrain", {"pretrain.epochs": "0"}, ["pretrain.epochs is 0", "at least 1"]),
+        ("run", {"train.sub_epochs": "-3"}, ["train.sub_epochs is -3"]),
+        ("run", {"train.dropout": "1.5"}, ["train.dropout", "dropout 1.5"]),
+        ("run", {"train.ema_decay": "1.0"}, ["train.ema_decay is 1.0"]),
+        ("run", {"train.plateau.patience": "0"}, ["train.plateau.patience is 0"]),
+        ("run", {"train.optimizer.lr": "-1"}, ["train.optimizer", "learning rate"]),
+        ("run", {"train.consistency_weight": "nan"}, ["train.consistency_weight is nan"]),
+        ("run", {"rank.batch_size": "0"}, ["rank.batch_size"]),
+        ("run", {"run.finetune": "true"}, ["clean_train"]),
+        ("run", {"run.finetune": "true", "finetune.init": "baseline_unhinged"}, ["clean_train"]),
+        ("run", {"run.baselines": "[bottom_up]"}, ["clean_train"]),
+        ("run", {"mine.rule": "clean_filter"}, ["clean_train"]),
+        ("run", {"run.baselines": "[improved_baseline]", "mine.refine_val": "false"},
+         ["baseline_improved_baseline", "mine.refine_val: true"]),
+        ("run", {"run.baselines": "[pseudo_label]", "run.two_stage": "false"}, ["goes on from", "run.two_stage"]),
+        ("baselines", {}, ["run.baselines names nothing"]),
         ("train", {"train.batch_size": "63"}, ["train.batch_size", "63 is odd"]),
         ("train", {"train.ensemble_decay": "1", "train.method": "temporal_ensembling"}, ["train.ensemble_decay", "1"]),
         ("train", {"train.ramp_up": "-1"}, ["train.ramp_up is -1"]),
@@ -85,6 +107,47 @@ def test_settings_that_make_no_sense(
     names = {name.replace(".", "__"): value for name, value in settings.items()}
     refused(command(verb, digits, run_dir, **names), *words)
     assert verb == "train" or not (run_dir / "pretrain" / "checkpoints").exists()       # refused before any work
+    if verb == "run":
+        refused([*command(verb, digits, run_dir, **names), "--dry-run"], *words)
+
+
+def test_what_was_refused_does_not_stand_in_the_way_of_what_is_right(digits: Path, run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "mine")
+    strict = command("mine", digits, run_dir, mine__min_score="1", mine__min_share="0")
+    refused(strict, "mine.allow_empty")
+    assert main([*strict[3:], "--mine.allow_empty=true"]) == 0
+    shutil.rmtree(run_dir)
+    refused(command("pretrain", digits, run_dir, model__name="resnet15"), "resnet14")
+    assert main(command("pretrain", digits, run_dir, pretrain__epochs="1")[3:]) == 0
+
+
+def kept_by_hand(run_dir: Path, index: list[int | None], label: list[int]) -> None:
+    pq.write_table(pa.table({"index": index, "label": label}), run_dir / "mine" / "seeds.parquet")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"label": 12}, ["labels outside of 0..9", "index 0"]),
+        ({"index": 99_999}, ["no sample of", "99999"]),
+        ({"index": 1}, ["a sample twice"]),
+        ({"index": None}, ["without an index"]),
+        ({"index": "test"}, ["outside of the training view"]),
+    ],
+    ids=str,
+)
+def test_seeds_of_the_users_own_are_checked(
+    digits: Path, run_dir: Path, change: dict[str, Any], words: list[str]
+) -> None:
+    views = open_views(Dataset.open(digits), DataConfig(dataset=digits, labels="noisy", holdout=0.1), 0)
+    index: list[Any] = views.train[:100].tolist()
+    label = [n % 10 for n in range(100)]
+    words = [word.replace("index 0", f"index {index[0]}") for word in words]
+    changed = {"index": index[1] if change.get("index") == 1 else change.get("index", index[0])}
+    index[0] = int(views.test[0]) if changed["index"] == "test" else changed["index"]
+    label[0] = change.get("label", label[0])
+    kept_by_hand(run_dir, index, label)
+    refused(command("train", digits, run_dir), "seeds.parquet", *words)
 
 
 @pytest.fixture

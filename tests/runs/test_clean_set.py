@@ -146,6 +146,7 @@ def test_what_is_killed_ends_with_the_same_bits(dataset: Path, finished: Path, r
         ("finetune", {"finetune__init": "trian"}, "finetune.init 'trian': did you mean 'train'"),
         ("finetune", {"finetune__init": "baseline_forward"}, "/baseline_forward/model.safetensors does not exist"),
         ("clean_filter", {"clean_filter__positive_weight": "0"}, "clean_filter.positive_weight is 0.0; it must be"),
+        ("finetune", {"finetune__init": "baseline_unhinged"}, "BatchNorm behind its outputs, as its loss needs"),
         ("finetune", {"data__clean_split": "val"}, "data.clean_split and data.val_split are both 'val'"),
     ],
 )
@@ -159,3 +160,16 @@ def test_what_does_not_go_together_is_named(
 def test_ranking_needs_the_classifiers(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert here(arguments("rank", dataset, tmp_path)) == 2
     assert "holds no trained network: run `twostage clean_filter` first" in capsys.readouterr().err
+
+
+def test_with_held_out_samples_the_clean_seeds_are_validated_on_clean_ones(dataset: Path, tmp_path: Path) -> None:
+    settings = {"data__holdout": "0.2", "run__baselines": "[pseudo_label_clean]", "train__init": "scratch"}
+    settings |= {"run__finetune": "false", "train__sub_epochs": "1"}
+    assert here(arguments("baselines", dataset, tmp_path / "run", **settings)) == 0
+    opened = Dataset.open(dataset)
+    truth, clean = opened.labels("given").dense(len(opened)), opened.split_indices("clean_train")
+    tables = [pq.read_table(tmp_path / "run" / "clean_seeds" / f"{name}.parquet") for name in ("seeds", "val")]
+    index, label = (np.concatenate([table[name].to_numpy() for table in tables]) for name in ("index", "label"))
+    assert sorted(index.tolist()) == clean.tolist() and (label == truth[index]).all()
+    inputs = json.loads((tmp_path / "run" / "baseline_pseudo_label_clean" / "done.json").read_text())["inputs"]
+    assert inputs["num_val"] == tables[1].num_rows > 0

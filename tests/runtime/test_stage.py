@@ -31,6 +31,7 @@ def test_begin_finish_done(tmp_path: Path) -> None:
 def test_other_inputs_are_refused(tmp_path: Path, verb: str) -> None:
     folder = tmp_path / "train"
     stage.begin(folder, INPUTS)
+    (folder / "checkpoints").mkdir()
     if verb == "finished":
         stage.finish(folder, INPUTS, {})
     check = stage.begin if verb == "begun" else stage.done
@@ -48,6 +49,14 @@ def test_other_inputs_are_refused(tmp_path: Path, verb: str) -> None:
         check(folder, {**INPUTS, "dataset.labels.given": "b2"})
     assert (folder / "done.json").exists() == (verb == "finished")
     check(folder, INPUTS)
+
+
+def test_where_nothing_was_computed_it_is_begun_anew(tmp_path: Path) -> None:
+    """Settings that were refused after it was begun must not stand in the way of those that are right."""
+    stage.begin(tmp_path, INPUTS)
+    stage.begin(tmp_path, {**INPUTS, "train.lr": 0.2})
+    recorded = stage.read_inputs(tmp_path / "inputs.json")
+    assert recorded is not None and recorded["train.lr"] == 0.2
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"inputs": 3}', "{}"])

@@ -6,6 +6,8 @@ Pure functions of (view, rng_seed, epoch); numpy only. The number of processes e
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -43,7 +45,8 @@ def holdout(labels: Indices, view: Indices, share: float, rng_seed: int) -> tupl
     sizes = np.bincount(group, minlength=1)
     counts = sizes.copy()
     counts[0] = 0
-    wanted = np.floor(share * counts + 0.5).astype(np.int64)
+    exact = Fraction(str(float(share)))     # as floats, 0.35 * 90 is a little less than 31.5
+    wanted = np.array([math.floor(exact * n + Fraction(1, 2)) for n in counts.tolist()], dtype=np.int64)
     wanted[counts == 1] = 0
     whole = np.flatnonzero((wanted >= counts) & (counts > 0))
     if whole.size:
@@ -149,9 +152,9 @@ def labeled_unlabeled_batches(
     """
     check_halves(batch_size)
     if not len(labeled):
-        raise InputError("no sample has a kept label; lower mine.min_score or raise mine.min_share")
+        raise InputError("no sample has a kept label; raise mine.min_share, or lower mine.accept_score")
     if not len(unlabeled):
-        raise InputError("every sample has a kept label and none is left unlabeled; raise mine.min_score")
+        raise InputError("every sample has a kept label and none is left unlabeled; set train.unlabeled: all")
     half = batch_size // 2
     first = Source(labeled, labeled_labels, shard, window_shards, LABELED, rng_seed)
     second = Source(unlabeled, unlabeled_labels, shard, window_shards, UNLABELED, rng_seed)

@@ -107,6 +107,7 @@ class _Forecast:
     ) -> Stage:
         """One augmentation of every sample of a view."""
         self._check_division(_section(name), settings.batch_size, halves=False)
+        view = view[labels[view] != NO_LABEL]
         length = _length(view, labels if settings.balance else None)
         steps = -(-length // settings.batch_size)
         views = f"{len(view):,}{_balanced(len(view), length)}"
@@ -139,9 +140,10 @@ class _Forecast:
         """Half clean, half noisy; one pass over the noisy ones."""
         self._check_division("noise_model", settings.batch_size, halves=True)
         clean_set = open_clean_set(self.views, self.config.data, self.config.run.rng_seed)
-        length = _length(self.views.train, self.views.labels if settings.balance else None)
+        view = self.views.train[self.views.labels[self.views.train] != NO_LABEL]
+        length = _length(view, self.views.labels if settings.balance else None)
         steps = -(-length // (settings.batch_size // 2))
-        noisy = f"{len(self.views.train):,} noisy{_balanced(len(self.views.train), length)}"
+        noisy = f"{len(view):,} noisy{_balanced(len(view), length)}"
         return Stage(name, "pretrain", settings.epochs, steps, settings.batch_size, steps * settings.batch_size,
                      _labelled(clean_set.val, clean_set.labels), f"{noisy}, {len(clean_set.train):,} clean",
                      settings)  # fmt: skip

@@ -42,9 +42,11 @@ def named_tensors(content: Any, where: str) -> dict[str, Tensor]:
                 f"under one of the names {', '.join(WRAPPERS)}"
             )
     tensors: dict[str, Tensor] = dict(content)
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    # Each once, in either order, as compile(DDP(model)) has both. The network's own names may begin so as well.
+    left = set(PREFIXES)
+    while common := [prefix for prefix in left if all(name.startswith(prefix) for name in tensors)]:
+        left -= {common[0]}
+        tensors = {name.removeprefix(common[0]): value for name, value in tensors.items()}
     return tensors
 
 

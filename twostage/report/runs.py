@@ -172,6 +172,9 @@ def asked(config: dict[str, Any]) -> list[str]:
         asked += [*(["clean_filter"] if by_classifiers else []), "rank", "mine", "train"]
     baselines = run.get("baselines")
     asked += [f"baseline_{name}" for name in (baselines if isinstance(baselines, list) else [])]
+    pretrain = config.get("pretrain")
+    if "pretrain" in asked and (not isinstance(pretrain, dict) or pretrain.get("balance", True)):
+        asked = [name for name in asked if name != "baseline_balanced_cross_entropy"]       # stage 1's network is that
     asked += ["finetune"] if run.get("finetune") else []
     return [*asked, "evaluate"]
 

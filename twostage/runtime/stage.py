@@ -55,15 +55,18 @@ def done(folder: Path, inputs: dict[str, Any]) -> bool:
 def begin(folder: Path, inputs: dict[str, Any], world: World | None = None) -> None:
     """Notes in `folder` what the stage is begun with, or checks that it goes on with the same.
 
+    Where nothing but that note is in the folder, as after settings that were refused, it is begun anew.
+
     Raises:
         InputError: it was begun with other inputs, a changed dataset say; lists each that differs.
         Preempted: with a world, and asked to stop before the stage computed anything.
     """
     recorded = read_inputs(folder / "inputs.json")
-    if recorded is not None:
+    anew = recorded is None or not any(path.name != "inputs.json" for path in folder.iterdir())
+    if recorded is not None and not anew:
         _compare(folder, recorded, inputs, "begun")
     _wait(world)
-    if recorded is None and (world is None or world.is_main):
+    if anew and (world is None or world.is_main):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "inputs.json", {"inputs": inputs})
     if world is None:

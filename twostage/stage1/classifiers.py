@@ -26,5 +26,7 @@ def train_classifiers(session: Session, folder: Path) -> None:
     if not config.positive_weight > 0:
         raise InputError(f"clean_filter.positive_weight is {config.positive_weight}; it must be above 0")
     clean_set = open_clean_set(session.views, session.config.data, session.config.run.rng_seed)
-    variant = Variant(loss=PER_CLASS, positive_weight=config.positive_weight, clean_set=clean_set)
+    variant = Variant(
+        loss=PER_CLASS, positive_weight=config.positive_weight, clean_set=clean_set, section="clean_filter"
+    )
     pretrain(session, folder, config, variant)

@@ -80,9 +80,10 @@ class BottomUpTraining:
     def losses(self, outputs: tuple[Tensor, Tensor], clean: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """See NoiseModel; the penalty counts as the noisy slots'."""
         logits, given_log_probs = outputs
-        penalty = self.model.noise_layer.penalty(self._config.penalty)
+        layer = self.model.noise_layer
+        weight = 0.0 if layer.held else self._config.penalty_weight     # else Adam remembers it from before
         noisy = cross_entropy(given_log_probs, _of_noisy_slots(given, clean))
-        return cross_entropy(logits, clean), noisy + self._config.penalty_weight * penalty
+        return cross_entropy(logits, clean), noisy + weight * layer.penalty(self._config.penalty)
 
     def settle(self) -> None:
         """Makes the rows of the transition matrix probabilities again."""
@@ -141,6 +142,7 @@ def train(
     clean_set = open_clean_set(views, session.config.data, rng_seed)
     clean = np.full(len(views.dataset), NO_LABEL, dtype=np.int64)
     clean[clean_set.train] = clean_set.labels[clean_set.train]
+    noisy = views.train[views.labels[views.train] != NO_LABEL]
     pieces = session.pieces(config.batch_size, halves=True)
     inputs = session.inputs(
         noise_model=stage.plain(config),
@@ -172,7 +174,7 @@ def train(
     while state.epoch < config.epochs and not state.plateau.should_stop:
         batches = plan.labeled_unlabeled_batches(
             clean_set.train,
-            views.train,
+            noisy,
             batch_size=config.batch_size,
             rng_seed=rng_seed,
             epoch=state.epoch,

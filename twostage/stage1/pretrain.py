@@ -12,6 +12,7 @@ import torch
 
 from twostage.config import PretrainConfig
 from twostage.data import plan
+from twostage.data.schema import NO_LABEL
 from twostage.data.views import CleanSet
 from twostage.runtime import preemption, stage, tracking
 from twostage.runtime.checkpoint import save_weights
@@ -38,12 +39,14 @@ class Variant:
     """validation view in place of the run's own: the refined one"""
     clean_set: CleanSet | None = None
     """trained and validated on, in place of the run's own views"""
+    section: str = "pretrain"
+    """of the configuration that the settings are from, for messages"""
 
 
 def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Variant = Variant()) -> None:
     """Trains on the training view's labels as given; leaves `model.safetensors` and metrics in `folder`.
 
-    With `variant.clean_set`, on its labels.
+    With `variant.clean_set`, on its labels. Samples without a label are left out.
 
     Raises:
         InputError: `folder` was begun with other inputs, or the global batch does not divide among the processes.
@@ -54,10 +57,11 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
     if variant.clean_set is not None:
         view, val, labels_of = variant.clean_set.train, variant.clean_set.val, variant.clean_set.labels
     val = val if variant.val is None else variant.val
+    view = view[labels_of[view] != NO_LABEL]
 
-    pieces = session.pieces(config.batch_size)
+    pieces = session.pieces(config.batch_size, section=f"{variant.section}.")
     inputs = session.inputs(
-        **stage.plain(config, "pretrain."),
+        **stage.plain(config, f"{variant.section}."),
         loss=variant.loss,
         transition=None if variant.transition is None else variant.transition.tolist(),
         num_val=len(val),

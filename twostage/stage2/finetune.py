@@ -34,7 +34,7 @@ def finetune(session: Session, folder: Path, weights: Path) -> None:
     clean_set = open_clean_set(views, session.config.data, rng_seed)
     settings = stage.plain(config)
     del settings["init"]                # the same weights are the same, wherever they lie
-    pieces = session.pieces(config.batch_size)
+    pieces = session.pieces(config.batch_size, section="finetune.")
     inputs = session.inputs(
         finetune=settings,
         noise=[session.config.train.dropout, session.config.train.input_noise],

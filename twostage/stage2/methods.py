@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -48,8 +49,8 @@ def check_method(config: TrainConfig) -> None:
     """
     check_halves(config.batch_size)
     for name in ("ramp_up", "ramp_down", "consistency_weight"):
-        if getattr(config, name) < 0:
-            raise InputError(f"train.{name} is {getattr(config, name)}; it must not be negative (0: none)")
+        if not 0 <= getattr(config, name) < math.inf:
+            raise InputError(f"train.{name} is {getattr(config, name)}; it must be a number of at least 0 (0: none)")
     if not 0 <= config.ensemble_decay < 1:
         raise InputError(f"train.ensemble_decay is {config.ensemble_decay}; it must be at least 0 and below 1")
 

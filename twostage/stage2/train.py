@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from twostage.config import TrainConfig
 from twostage.data import plan
-from twostage.data.schema import NO_LABEL, InputError, file_digest
+from twostage.data.schema import NO_LABEL, file_digest
 from twostage.ramps import ramp_down
 from twostage.runtime import preemption, stage, tracking
 from twostage.runtime.checkpoint import load_weights, save_weights
@@ -20,6 +19,7 @@ from twostage.runtime.session import Session
 from twostage.runtime.state import Meter, TrainingState
 from twostage.runtime.world import all_reduce_sum, average_batchnorm
 from twostage.stage2.methods import check_method, loss_weight, make_method
+from twostage.stage2.mined import read_mined
 
 
 def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weights: Path) -> None:
@@ -30,15 +30,17 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
         weights: stage 1's `model.safetensors`, which training continues from unless `train.init` is scratch.
 
     Raises:
-        InputError: `folder` was begun with other inputs, or the global batch does not divide among the processes.
+        InputError: what stage 1 leaves is missing or out of range, `folder` was begun with other inputs, or the global
+            batch does not divide among the processes.
     """
     views, world, accelerator = session.views, session.world, session.accelerator
     rng_seed, runtime = session.config.run.rng_seed, session.config.runtime
 
     check_method(config)
-    seeds, val, val_labels = _mined_labels(session, mined)
+    labels_left = read_mined(mined, views, session.config.data)
+    seeds, val, val_labels = labels_left.seeds, labels_left.val, labels_left.val_labels
     unlabeled = plan.unlabeled_view(views.train, seeds, config.unlabeled)
-    pieces = session.pieces(config.batch_size, halves=True)
+    pieces = session.pieces(config.batch_size, halves=True, section="train.")
     inputs = session.inputs(
         **stage.plain(config, "train."),
         weights=file_digest(weights) if config.init == "stage1" else None,
@@ -134,17 +136,3 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
         save_weights(folder / "model.safetensors", state.kept_weights(config.select))
     tracking.stop_tracking(accelerator)
     stage.finish(folder, inputs, {"sub_epochs": state.epoch, "val_accuracy": state.plateau.best}, world)
-
-
-def _mined_labels(session: Session, mined: Path) -> tuple[plan.Indices, plan.Indices, plan.Indices]:
-    """Dense seed labels, the validation view and its dense labels."""
-    views = session.views
-    if not (mined / "done.json").exists():
-        raise InputError(f"{mined} holds no mined labels: run `twostage mine` first")
-    table = pq.read_table(mined / "seeds.parquet", columns=["index", "label"])
-    seeds = np.full(len(views.dataset), NO_LABEL, dtype=np.int64)
-    seeds[table["index"].to_numpy()] = table["label"].to_numpy()
-    refined = mined / "val.parquet"
-    if not refined.exists():
-        return seeds, views.val, views.labels
-    return seeds, pq.read_table(refined, columns=["index"])["index"].to_numpy(), views.labels
