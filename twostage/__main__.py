@@ -14,7 +14,7 @@ from twostage.cli import is_main_process, parse
 from twostage.commands import ALL, OF_FOLDERS, function_of, print_help
 from twostage.data.schema import InputError, nearest
 from twostage.rehearsal import rehearse
-from twostage.runtime import failure, preemption, status
+from twostage.runtime import failure, preemption, record, status
 from twostage.verbs import VERBS
 
 # Before torch is loaded: OpenMP's waiting threads spin by default, and where decoding or another program shares the
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
             config = parse(verb, str(function.__doc__), given)
             if len(given) < len(arguments) - 1:
                 return rehearse(verb, config)
-            with status.reported(config.run.dir, verb):
+            with status.reported(config.run.dir, verb), record.kept(config.run.dir):
                 code = function(config)
             _part()
             return code

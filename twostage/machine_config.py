@@ -8,7 +8,9 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How the bytes get to the network. Nothing here changes a result, but for `window_shards`."""
+    """How the bytes get to the network. Nothing here changes a result, but for `window_shards`, and where a GPU decodes
+    `fancy_upsampling`.
+    """
 
     cache: Literal["auto", "always", "never"] = "auto"
     """decode once and keep all images in device memory; auto: where they fit into `cache_gib`"""

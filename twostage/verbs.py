@@ -5,17 +5,15 @@ Modules that need torch are imported inside the functions, so that `mine` starts
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from twostage.config import Config
-from twostage.data.schema import InputError, file_digest, write_aside, write_json
+from twostage.data.schema import InputError, file_digest, write_json
 from twostage.rows import titles
+from twostage.runtime import record
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
@@ -49,7 +47,7 @@ def rank(config: Config) -> int:
 def mine(config: Config) -> int:
     """Stage 1, third step: keep the labels that are very likely right. Needs no torch."""
     _mine(config)
-    _write_config(config)
+    record.write_config(config)
     print(f"mine: kept labels in {config.run.dir / 'mine' / 'seeds.parquet'}; next: `twostage train`")
     return 0
 
@@ -121,25 +119,18 @@ def _open(config: Config, verb: str) -> Session:
     from twostage.checks import check, stages_of
     from twostage.runtime import status
     from twostage.runtime.session import open_session
-    from twostage.runtime.stage import environment
 
     stages = stages_of(verb, config)
     session = open_session(config)
     check(config, session.views, stages, session.world.size)
     if session.world.is_main:
-        _write_config(config)
-        write_json(config.run.dir / "environment.json", environment())
+        record.write_config(config)
+        record.write_environment(config.run.dir)
         status.write(config.run.dir, "running", verb)
     session.say(
         f"{config.run.dir}: {session.world.size} process(es) on {session.world.device}, images by {session.loader.kind}"
     )
     return session
-
-
-def _write_config(config: Config) -> None:
-    config.run.dir.mkdir(parents=True, exist_ok=True)
-    tree = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    write_aside(config.run.dir / "config.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
 
 
 def _pretrain(session: Session) -> None:

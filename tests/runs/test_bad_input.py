@@ -46,7 +46,11 @@ def test_a_dataset_that_changed_since_the_run_began(digits: Path, run_dir: Path,
 
 
 def test_other_settings_than_those_the_run_was_begun_with(digits: Path, run_dir: Path) -> None:
+    before = {name: (run_dir / name).read_bytes() for name in ("config.yaml", "environment.json")}
     refused(command("pretrain", digits, run_dir, pretrain__optimizer__lr="0.1"), "pretrain.optimizer.lr: 0.003 -> 0.1")
+    refused(command("run", digits, run_dir, augment__mean="[0.9]"), "augment.mean: [0.3] -> [0.9]")
+    refused(command("run", digits, run_dir, mine__min_score="0.5"), "mine.min_score: 0.9 -> 0.5")
+    assert before == {name: (run_dir / name).read_bytes() for name in before}, "predict and export go by them"
 
 
 def test_a_class_that_keeps_no_label(digits: Path, run_dir: Path) -> None:

@@ -197,6 +197,7 @@ class Session:
             "runtime.compile": self.config.runtime.compile,
             **({"runtime.sync_batch_norm": True} if self.config.runtime.sync_batch_norm else {}),
             "loader.window_shards": self.config.loader.window_shards,
+            **({} if self.config.loader.fancy_upsampling else {"loader.fancy_upsampling": False}),
             **{name: dataclasses.asdict(getattr(self.config, name)) for name in sections},
         }
         return {**self.views.digests, **flat(tree), **more}
