@@ -7,11 +7,12 @@ question has one answer. The format itself is described in `data_prep/README.md`
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +46,7 @@ SAMPLES_SCHEMA: Final = pa.schema(
 REJECTED_SCHEMA: Final = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 LABELS_SCHEMA: Final = pa.schema([("index", pa.int64()), ("label", pa.int64())])   # further columns may follow
 MEAN_SCHEMA: Final = pa.schema([(name, pa.int64()) for name in ("red", "green", "blue")])   # sums over images, 0..255
+CANNOT_WRITE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class InputError(ValueError):
@@ -77,12 +79,10 @@ def file_digest(path: Path) -> str:
 
 def write_aside(path: Path, data: bytes) -> None:
     """Writes `data` to `path` so that a crash leaves either the old file or the new one, never a part of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
+    with _renamed(path) as aside, aside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -93,15 +93,28 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Writes a Parquet file aside, in pieces, and renames it at the end; after an exception nothing stays behind."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with _renamed(path) as aside:
         with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
             yield writer
         with aside.open("rb") as file:
             os.fsync(file.fileno())
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """Where to write a file until it is whole; then it gets its name. What cannot be written is removed, and named."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
         aside.replace(path)
+    except OSError as error:
+        # others without a file's name, as of reading images, may come from the caller's code
+        if error.errno in CANNOT_WRITE and error.filename in (None, str(aside), aside):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -1,0 +1,47 @@
+"""Files that cannot be written: nothing of them stays behind, and the message names the file that was meant."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from twostage.data.schema import table_writer, write_aside, write_json, write_table
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """Files may have no more than 100,000 bytes, as if the disk were full then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("little_room")
+def test_no_part_of_a_file_stays_where_there_is_no_room(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    table = pa.table({"number": np.random.default_rng(0).random(50_000)})
+    for write in (
+        lambda: write_aside(path, bytes(200_000)),
+        lambda: write_json(path, "x" * 200_000),
+        lambda: write_table(path, table),
+    ):
+        with pytest.raises(OSError) as caught:
+            write()
+        assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+        assert os.listdir(tmp_path) == ["file"] and path.read_bytes() == b"before"
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    schema = pa.schema([("number", pa.int64())])
+    with pytest.raises(FileNotFoundError, match="photo.jpg"), table_writer(tmp_path / "table", schema):
+        (tmp_path / "photo.jpg").read_bytes()
+    assert os.listdir(tmp_path) == []
