@@ -117,13 +117,14 @@ def _two_stages(session: Session) -> None:
 
 def _open(config: Config, verb: str) -> Session:
     from twostage.checks import check, stages_of
-    from twostage.runtime import status
+    from twostage.runtime import run_folder, status
     from twostage.runtime.session import open_session
 
     stages = stages_of(verb, config)
     session = open_session(config)
     check(config, session.views, stages, session.world.size)
     if session.world.is_main:
+        run_folder.occupy(config.run.dir, verb)
         record.write_config(config)
         record.write_environment(config.run.dir)
         status.write(config.run.dir, "running", verb)

@@ -72,5 +72,5 @@ def _markers(run_dir: Path) -> dict[Path, int]:
 def _bytes(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None

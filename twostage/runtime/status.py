@@ -31,8 +31,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from twostage.data.schema import InputError
-from twostage.runtime import failure
+from twostage.data.schema import InputError, write_json
+from twostage.runtime import failure, run_folder
 from twostage.runtime.preemption import Preempted
 
 NAME: Final = "status.json"
@@ -46,10 +46,22 @@ def reported(run_dir: Path, verb: str) -> Iterator[None]:
     Rank 0 says that it runs, ended well or was preempted; the rank that fails first says so.
     """
     is_main = _rank() == 0
-    if is_main and run_dir.is_dir():
-        write(run_dir, "running", verb)
+    try:
+        if is_main and run_dir.exists():
+            run_folder.occupy(run_dir, verb)
+            write(run_dir, "running", verb)
+        with _told(run_dir, verb, is_main=is_main):
+            yield
+    finally:
+        run_folder.leave()
+
+
+@contextmanager
+def _told(run_dir: Path, verb: str, *, is_main: bool) -> Iterator[None]:
     try:
         yield
+    except run_folder.InUse:        # the file is the other command's
+        raise
     except Preempted as stop:
         if is_main:
             write(run_dir, "preempted", verb, stage=stop.stage, step=stop.step, signal=stop.signal_name)
@@ -75,13 +87,11 @@ def write(run_dir: Path, state: str, verb: str, **facts: Any) -> None:
         "verb": verb,
         **facts,
         "rank": _rank(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        "processes": _number("WORLD_SIZE", 1),
+        "restarts": _number("TORCHELASTIC_RESTART_COUNT", 0),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    aside = run_dir / f".{NAME}.{_rank()}.tmp"
-    aside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    aside.replace(run_dir / NAME)
+    write_json(run_dir / NAME, record)
 
 
 def read(run_dir: Path) -> dict[str, Any] | None:
@@ -94,4 +104,11 @@ def read(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise InputError(f"{name} is {value!r}, which is no number")
+    return int(value)
