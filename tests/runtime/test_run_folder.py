@@ -41,6 +41,10 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 def work(run_dir: Path) -> None:
     with status.reported(run_dir, "pretrain"):
         run_folder.occupy(run_dir, "pretrain")
@@ -61,13 +65,13 @@ def test_a_second_command_is_refused_and_leaves_the_first_alone(
     monkeypatch.delenv("RANK")
     other.communicate()
     work(run_dir)
-    assert os.listdir(run_dir) == ["status.json"]
+    assert names(run_dir) == ["status.json"]
 
 
 def test_a_command_that_was_killed_keeps_nobody_out(other: subprocess.Popen[str], tmp_path: Path) -> None:
     other.send_signal(signal.SIGKILL)
     work(tmp_path / "run")
-    assert os.listdir(tmp_path / "run") == ["status.json"]
+    assert names(tmp_path / "run") == ["status.json"]
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +81,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fcntl, "flock", without)
     work(tmp_path)
     found = status.read(tmp_path)
-    assert found is not None and found["state"] == "done" and os.listdir(tmp_path) == ["status.json"]
+    assert found is not None and found["state"] == "done" and names(tmp_path) == ["status.json"]
 
 
 @pytest.fixture

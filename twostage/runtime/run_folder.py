@@ -23,7 +23,7 @@ UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 _held: dict[Path, int] = {}
 
 
-class InUse(InputError):
+class InUseError(InputError):
     """Another command is at work in the run folder; its files are not to be touched."""
 
 
@@ -31,7 +31,7 @@ def occupy(run_dir: Path, verb: str) -> None:
     """Makes the folder and keeps other commands out of it until `leave`. On ranks other than 0 it only looks.
 
     Raises:
-        InUse: another command is at work there.
+        InUseError: another command is at work there.
         InputError: it cannot be a folder, or nothing can be written there.
     """
     try:
@@ -47,7 +47,7 @@ def occupy(run_dir: Path, verb: str) -> None:
     try:
         while (descriptor := _lock(path)) is None:
             if time.monotonic() > until:
-                raise InUse(_who(run_dir, path))
+                raise InUseError(_who(run_dir, path))
             time.sleep(0.1)
     except OSError as error:
         if error.errno in UNWRITABLE:
@@ -73,7 +73,7 @@ def _lock(path: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Who had it before has removed the file: a lock on what has no name any more keeps nobody out
-        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
             os.ftruncate(descriptor, 0)
             return descriptor
     except (BlockingIOError, FileNotFoundError):

@@ -60,7 +60,7 @@ def reported(run_dir: Path, verb: str) -> Iterator[None]:
 def _told(run_dir: Path, verb: str, *, is_main: bool) -> Iterator[None]:
     try:
         yield
-    except run_folder.InUse:        # the file is the other command's
+    except run_folder.InUseError:        # the file is the other command's
         raise
     except Preempted as stop:
         if is_main:
