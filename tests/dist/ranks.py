@@ -57,6 +57,18 @@ def factory(*, num_classes: int, in_channels: int, image_size: int, dropout: flo
     )
 
 
+def slow_factory(
+    *, num_classes: int, in_channels: int, image_size: int, dropout: float, input_noise: float
+) -> nn.Module:
+    """The same network, which takes its time for each batch that it only looks at."""
+    network = factory(
+        num_classes=num_classes, in_channels=in_channels, image_size=image_size, dropout=dropout,
+        input_noise=input_noise,
+    )
+    network.register_forward_pre_hook(lambda module, _: None if module.training else time.sleep(0.7))
+    return network
+
+
 def command(verb: str, dataset: Path, run_dir: Path, **settings: str) -> list[str]:
     """Arguments of `python -m twostage`; a setting is written `section__field`."""
     return digit_runs.arguments(verb, dataset, run_dir, SETTINGS, **settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 from tests import digit_runs
 from twostage.__main__ import main
 from twostage.data.plan import rank_range
+from twostage.runtime import status
+from twostage.runtime.preemption import SIGNALS
 from twostage.stage1 import rank as ranking
 from twostage.stage1.rank import shares_of_ranks
 
@@ -86,6 +90,49 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
     rows = [pq.read_table(parts(folder)) for folder in (whole, run_dir)]
     assert rows[0].sort_by("index").equals(rows[1].sort_by("index"))
     assert (np.diff(rows[1]["index"].to_numpy()) > 0).all()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts the handlers of signals back: a program that was asked to stop ignores them for good."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_asked_to_stop_it_leaves_at_once_and_goes_on_after_whole_parts(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, _ = trained
+    run_dir = other_run(trained, tmp_path)
+    monkeypatch.setattr(ranking, "SAMPLES_PER_PART", 250)          # 4 or 5 batches of 50, 26 batches in all
+    batches = 0
+    probabilities = ranking.probabilities
+
+    def asked_in_between(*arguments: Any, **options: Any) -> Iterator[Any]:
+        nonlocal batches
+        for found in probabilities(*arguments, **options):
+            batches += 1
+            if batches == 11:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield found
+
+    monkeypatch.setattr(ranking, "probabilities", asked_in_between)
+    assert run("rank", dataset, run_dir) == 0
+    found = status.read(run_dir)
+    assert found is not None and batches == 11
+    assert (found["state"], found["stage"], found["step"], found["signal"]) == ("preempted", "rank", 8, "SIGTERM")
+    assert [path.name for path in parts(run_dir)] == ["part-00000-of-00006.parquet", "part-00001-of-00006.parquet"]
+    assert run("rank", dataset, run_dir) == 0
+    assert batches == 11 + 26 - 8
+    monkeypatch.undo()
+    monkeypatch.setattr(ranking, "SAMPLES_PER_PART", 250)
+    (tmp_path / "again").mkdir()
+    undisturbed = other_run(trained, tmp_path / "again")
+    assert run("rank", dataset, undisturbed) == 0
+    assert [path.read_bytes() for path in parts(run_dir)] == [path.read_bytes() for path in parts(undisturbed)]
 
 
 def test_parts_of_another_division_are_not_taken_for_these(

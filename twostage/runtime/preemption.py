@@ -18,19 +18,24 @@ Imports no torch, so that a signal during the start is noted too.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from twostage.runtime import failure
+
 if TYPE_CHECKING:
     from twostage.runtime.world import World
 
+KEY: Final = "twostage/asked to stop"
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR2)
 PR_SET_PDEATHSIG: Final = 1
 
@@ -79,6 +84,29 @@ def _die_with_launcher() -> None:
 def asked() -> bool:
     """Whether this process has had a signal."""
     return bool(_received)
+
+
+class Listener:
+    """Whether any rank was asked to stop, where ranks have unequally much to do: nobody waits for anybody.
+
+    A rank that was asked writes it into the store of all ranks, and the others look there now and then.
+    """
+
+    def __init__(self, *, interval: float = 0.5) -> None:
+        """Begins to listen; looks into the store every `interval` seconds at most."""
+        self._interval, self._looked = interval, -math.inf
+        self._store = failure.store()
+
+    def anyone_asked(self) -> bool:
+        """True for good once a rank was asked; each rank then goes to where all leave together (`leave_if_asked`)."""
+        if asked():
+            if self._store is not None:
+                self._store.set(KEY, "")
+            return True
+        if self._store is None or time.monotonic() - self._looked < self._interval:
+            return False
+        self._looked = time.monotonic()
+        return self._store.check([KEY])
 
 
 def leave_if_asked(stage: Path, step: int | None, world: World) -> None:

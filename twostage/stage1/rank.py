@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,13 +13,14 @@ import pyarrow.parquet as pq
 import torch
 
 from twostage.data import plan
+from twostage.data.loader import ImageLoader
 from twostage.data.schema import file_digest, table_writer
-from twostage.runtime import stage
+from twostage.runtime import preemption, stage
 from twostage.runtime.checkpoint import load_weights
 from twostage.runtime.evaluation import probabilities
 from twostage.runtime.session import Session
 from twostage.runtime.tracking import Progress
-from twostage.runtime.world import barrier
+from twostage.runtime.world import barrier, gather_strings
 
 BATCHES_PER_ROW_GROUP = 64
 SAMPLES_PER_PART = 1 << 17
@@ -42,7 +45,8 @@ def rank(session: Session, folder: Path, model_folder: Path, *, per_class: bool 
     """Scores the training split, held-out samples included, each sample once; a Parquet part or more per process.
 
     Samples come in fixed batches whatever the number of processes, so that every score is the same bit for bit.
-    Parts that are there already are kept, as long as the number of processes is the same.
+    Parts that are there already are kept, as long as the number of processes is the same. Asked to stop, it gives up
+    the part that it is at.
 
     Args:
         model_folder: holds the network's `model.safetensors`.
@@ -50,6 +54,7 @@ def rank(session: Session, folder: Path, model_folder: Path, *, per_class: bool 
 
     Raises:
         InputError: `folder` was begun with other inputs, or the weights do not fit the configured network.
+        Preempted: asked to stop; on all ranks alike.
     """
     views, world = session.views, session.world
     weights = model_folder / "model.safetensors"
@@ -76,21 +81,50 @@ def rank(session: Session, folder: Path, model_folder: Path, *, per_class: bool 
 
     own = {folder / names[number + i]: batches[share.start : share.stop] for i, share in enumerate(shares[world.rank])}
     missing = {part: share for part, share in own.items() if not _holds(part, share)}
+    kept = sum(len(share) for part, share in own.items() if part not in missing)
     progress = Progress(folder.name, 1, "pass", world)
     progress.start_epoch(0, sum(len(share) for share in missing.values()), 0)
-    for part, share in missing.items():
-        with table_writer(part, part_schema(views.num_classes)) as writer:
-            rows: list[pa.RecordBatch] = []
-            for index, probs in probabilities(model, session.loader, share, session.accelerator, per_class=per_class):
-                rows.append(_rows(index, probs, views.labels[index], held_out[np.searchsorted(scored, index)]))
-                progress.step(len(index), session.loader.data_wait)
-                if len(rows) == BATCHES_PER_ROW_GROUP:
-                    writer.write_table(pa.Table.from_batches(rows))
-                    rows = []
-            writer.write_table(pa.Table.from_batches(rows, part_schema(views.num_classes)))
-    barrier(world)
+    listener = preemption.Listener()
+    with suppress(_AskedError):
+        for part, share in missing.items():
+            scores = probabilities(model, session.loader, share, session.accelerator, per_class=per_class)
+            rows = (
+                _rows(index, probs, views.labels[index], held_out[np.searchsorted(scored, index)])
+                for index, probs in scores
+            )
+            _write(part, views.num_classes, _until_asked(rows, listener, progress, session.loader))
+            kept += len(share)
     progress.close()
+    in_parts = sum(map(int, gather_strings(str(kept), world)))
+    if in_parts < len(batches):
+        preemption.leave_if_asked(folder, in_parts, world)
     stage.finish(folder, inputs, {"samples": len(scored), "parts": total}, world)
+
+
+class _AskedError(Exception):
+    """A rank was asked to stop: the part that is being written is given up."""
+
+
+def _until_asked(
+    rows: Iterator[pa.RecordBatch], listener: preemption.Listener, progress: Progress, loader: ImageLoader
+) -> Iterator[pa.RecordBatch]:
+    for batch in rows:
+        yield batch
+        progress.step(len(batch), loader.data_wait)
+        if listener.anyone_asked():
+            raise _AskedError
+
+
+def _write(part: Path, num_classes: int, batches: Iterable[pa.RecordBatch]) -> None:
+    schema = part_schema(num_classes)
+    with table_writer(part, schema) as writer:
+        rows: list[pa.RecordBatch] = []
+        for batch in batches:
+            rows.append(batch)
+            if len(rows) == BATCHES_PER_ROW_GROUP:
+                writer.write_table(pa.Table.from_batches(rows))
+                rows = []
+        writer.write_table(pa.Table.from_batches(rows, schema))
 
 
 def shares_of_ranks(num_batches: int, world_size: int, most: int) -> list[list[range]]:
