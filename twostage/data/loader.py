@@ -254,8 +254,12 @@ def open_loader(
     *,
     half: bool = False,
     mean_image: Pixels | None = None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> ImageLoader:
     """Chooses between streaming and the cache by `loader.cache` and `loader.cache_gib`; arguments as `StreamedImages`.
+
+    Args:
+        on_progress: is called now and then while the cache is filled, which may take many minutes before a batch comes.
 
     Raises:
         InputError: an option makes no sense, or `loader.cache` is `always` and the images differ in size.
@@ -275,7 +279,13 @@ def open_loader(
     if loader.cache == "auto" and needed > loader.cache_gib * 2**30:
         return streamed
     scale = scale_tensors(augment, mean_image, device)
-    return CachedImages(len(dataset), *common, augment, scale, half, device, streamed.decoded, streamed.close)
+
+    def decoded(indices: Indices) -> Iterator[tuple[Indices, torch.Tensor]]:
+        for batch in streamed.decoded(indices):
+            on_progress()
+            yield batch
+
+    return CachedImages(len(dataset), *common, augment, scale, half, device, decoded, streamed.close)
 
 
 def _check_loader(loader: LoaderConfig) -> None:

@@ -251,6 +251,7 @@ def open_session(config: Config) -> Session:
         world.device,
         half=world.device.type == "cuda" and config.runtime.precision != "fp32",
         mean_image=mean_image(config, views, world) if config.augment.mean == "image" else None,
+        on_progress=watchdog.feed,
     )
     return Session(
         config=config, accelerator=accelerator, world=world, views=views, loader=loader, deepspeed=deepspeed

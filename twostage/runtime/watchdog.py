@@ -1,9 +1,10 @@
 """Ends a run in which nothing moves any more, and says where each process stands.
 
-Whoever feeds it (`tracking.Progress`, with each step and each batch that is scored) is `awake`; when nobody does for
-`runtime.watchdog_seconds`, the process prints the stacks of all its threads and ends with exit code 1. One process that
-stands still lets all others wait for it, so theirs end as well. A process that was stopped (SIGSTOP), or whose machine
-was suspended, cannot look at the clock; the others on its host let it go on, so that it prints its stacks and ends too.
+Whoever feeds it (`tracking.Progress`, with each step and each batch that is scored; the loader, while it decodes into
+memory) is `awake`; when nobody does for `runtime.watchdog_seconds`, the process prints the stacks of all its threads
+and ends with exit code 1. One process that stands still lets all others wait for it, so theirs end as well. A process
+that was stopped (SIGSTOP), or whose machine was suspended, cannot look at the clock; the others on its host let it go
+on, so that it prints its stacks and ends too.
 With the end of a stage (`stage.finish`) it falls asleep. Imports no torch.
 """
 
