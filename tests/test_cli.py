@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -68,6 +69,27 @@ def test_wrong_command_lines_end_with_code_2(
         assert main(arguments) == 2
         error = capsys.readouterr().err
         assert message in error and error.startswith("error: ") and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"RANK": "0", "LOCAL_RANK": "0"}, "error: no such configuration file: missing.yaml\n"),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, f"error: rank 2 on {os.uname().nodename}: no such configuration file"),
+        ({"RANK": "2"}, f"error: rank 2 on {os.uname().nodename}: no such configuration file"),
+        ({"RANK": "3", "LOCAL_RANK": "1"}, ""),
+    ],
+    ids=["first", "first of another machine", "by hand", "not alone on its machine"],
+)
+def test_before_the_ranks_meet_one_of_each_machine_says_what_is_wrong(
+    own: dict[str, str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name, value in {"WORLD_SIZE": "4", **own}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", "--config", "missing.yaml"]) == 2
+    found = capsys.readouterr().err
+    assert found.startswith(said) and bool(found) == bool(said)
 
 
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:

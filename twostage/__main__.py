@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from twostage.cli import is_main_process, parse
 from twostage.commands import ALL, OF_FOLDERS, function_of, print_help
@@ -20,6 +20,8 @@ from twostage.verbs import VERBS
 # Before torch is loaded: OpenMP's waiting threads spin by default, and where decoding or another program shares the
 # cores, training was up to seven times slower for it (configs/LOG.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+LONGEST: Final = 300        # characters of what a rank says that fails because another one did
 
 USAGE = """usage: twostage VERB --config FILE [--section.field=value ...]
 
@@ -121,15 +123,18 @@ def main(arguments: list[str] | None = None) -> int:
 def _say(message: str) -> None:
     """Says why it ends, with the rank where there are several processes, unless another rank has said so before."""
     first = failure.is_first()
-    rank = os.environ.get("RANK", "0")
-    if first is None:       # before there is a common group all ranks check the same things
+    rank, host = os.environ.get("RANK", "0"), os.uname().nodename
+    if first is None:       # before the ranks have met: those of a host check the same things, so one of them speaks
         if rank == "0" or "rank" in message:
             print(f"error: {message}", file=sys.stderr)
+        elif os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: rank {rank} on {host}: {message}", file=sys.stderr)
     elif first:
         who = "" if os.environ.get("WORLD_SIZE", "1") == "1" else f"rank {rank}: "
         print(f"error: {who}{message}", file=sys.stderr)
     else:
-        print(f"rank {rank} ends as well", file=sys.stderr)
+        why = f", as rank 0 is gone: {' '.join(message.split())[:LONGEST]}" if failure.first_is_gone() else ""
+        print(f"rank {rank} ends as well{why}", file=sys.stderr)
 
 
 def _part() -> None:
