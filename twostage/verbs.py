@@ -127,7 +127,7 @@ def _open(config: Config, verb: str) -> Session:
         run_folder.occupy(config.run.dir, verb)
         record.write_config(config)
         record.write_environment(config.run.dir)
-        status.write(config.run.dir, "running", verb)
+        status.keep_failed(config.run.dir, "running", verb)
     session.say(
         f"{config.run.dir}: {session.world.size} process(es) on {session.world.device}, images by {session.loader.kind}"
     )

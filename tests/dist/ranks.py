@@ -23,6 +23,7 @@ from torch import nn
 
 from tests import digit_runs
 from tests.digit_runs import ROOT
+from twostage.data.schema import InputError
 from twostage.runtime import manifest
 from twostage.runtime.tracking import NONREPRODUCIBLE_KEYS
 from twostage.runtime.zero_config import FILE, USE
@@ -112,7 +113,14 @@ class Run:
 
 
 def start(
-    arguments: Sequence[str], log: Path, *, size: int = 2, zero: int = 0, write_delay: float = 0.0, spoil: str = ""
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    size: int = 2,
+    zero: int = 0,
+    write_delay: float = 0.0,
+    spoil: str = "",
+    wrong_on: int | None = None,
 ) -> Run:
     """Starts `python -m twostage ARGUMENTS` in `size` processes.
 
@@ -120,6 +128,7 @@ def start(
         zero: stage of ZeRO; 0: without DeepSpeed.
         write_delay: seconds that the writing of each file of a checkpoint is slowed down by.
         spoil: `RANK:STEP[,RANK:STEP...]`: where the loss becomes NaN.
+        wrong_on: the rank that finds the settings wrong, while the others do not.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -132,13 +141,15 @@ def start(
     processes = []
     for rank in range(size):
         own = {**environment, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {})}
-        process = FORKS.Process(target=_rank, args=(own, list(arguments), log, write_delay, spoil))
+        process = FORKS.Process(target=_rank, args=(own, list(arguments), log, write_delay, spoil, wrong_on == rank))
         process.start()
         processes.append(process)
     return Run(processes, log)
 
 
-def _rank(environment: dict[str, str], arguments: list[str], log: Path, write_delay: float, spoil: str) -> None:
+def _rank(
+    environment: dict[str, str], arguments: list[str], log: Path, write_delay: float, spoil: str, wrong: bool
+) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
@@ -147,6 +158,7 @@ def _rank(environment: dict[str, str], arguments: list[str], log: Path, write_de
 
     import torch
 
+    from twostage import checks
     from twostage.__main__ import main
     from twostage.runtime.descent import Descent
 
@@ -160,6 +172,11 @@ def _rank(environment: dict[str, str], arguments: list[str], log: Path, write_de
     def spoiled(self: Descent, loss: torch.Tensor, step: int) -> None:
         take(self, loss * float("nan") if f"{rank}:{step}" in spoil.split(",") else loss, step)
 
+    def refuse(*_: Any) -> None:
+        raise InputError("these settings are wrong")
+
+    if wrong:
+        checks.check = refuse
     manifest.write_synced, Descent.take = slow, spoiled     # type: ignore[method-assign]
     sys.exit(main(arguments))
 

@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from ranks import command, position, start
 
 from twostage.runtime import status
@@ -52,6 +53,22 @@ def test_one_ranks_error_is_the_first_and_only_one(digits: Path, tmp_path: Path)
     assert len(re.findall("error: rank [01]: ", printed)) == 1, printed
     assert re.search(r"error: rank ([01]): .*sample.*(\.tar|shard)", printed), printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_only_one_rank_finds_wrong_is_what_is_told(rank: int, digits: Path, tmp_path: Path) -> None:
+    """Rank 0 keeps what the ranks look at: with its end all of that is gone. It also says that the run is running."""
+    (tmp_path / "run").mkdir()
+    run = start(command("pretrain", digits, tmp_path / "run"), tmp_path / "log", wrong_on=rank)
+    codes, printed = run.wait(60), run.log.read_text()
+    assert codes[rank] == 2 and codes[1 - rank] == 1, printed
+    assert f"error: rank {rank}: these settings are wrong\n" in printed and printed.count("error: ") == 1, printed
+    assert f"rank {1 - rank} ends as well" in printed
+    assert "Traceback" not in printed and "frame #" not in printed, "what the first one's end leads to"
+    found = status.read(tmp_path / "run")
+    assert found is not None
+    told = {"state": "failed", "rank": rank, "error": "these settings are wrong", "exit_code": 2}
+    assert told.items() <= found.items()
 
 
 def test_a_process_alone_says_its_error_without_a_rank(digits: Path, tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-KEY = "twostage/failures"
+KEY: Final = "twostage/failures"
+SETTLE: Final = 0.2     # seconds in which a process that is ending closes all that it has open
+REACH: Final = 3.0      # seconds within which the rank that keeps the store is reached
 
 
 def store() -> Store | None:
@@ -22,20 +26,43 @@ def store() -> Store | None:
 
 
 _answer: bool | None = None
+_gone = False
 
 
 def is_first() -> bool | None:
-    """Whether no other rank has failed before this one; None where nobody can know. Always the same answer.
+    """Whether no other rank has failed before this one; None where the ranks have not met. Always the same answer.
 
-    Where all fail alike, one of them is the first.
+    Where all fail alike, one of them is the first. Where the rank that keeps the store is gone, it was that one.
     """
-    global _answer
-    if _answer is None:
-        with suppress(Exception):       # the rank that keeps the store is gone
-            common = store()
-            if common is not None:
-                _answer = bool(common.add(KEY, 1) == 1)
+    global _answer, _gone
+    common = store()
+    if _answer is None and common is not None:
+        try:
+            _gone = not _answers(common)
+            _answer = not _gone and common.add(KEY, 1) == 1
+        except Exception:
+            _answer, _gone = False, True
     return _answer
+
+
+def _answers(common: Store) -> bool:
+    """Whether somebody listens where the store is kept. torch prints pages of frames when it asks one that is gone."""
+    while hasattr(common, "underlying_store"):
+        common = common.underlying_store
+    host, port = getattr(common, "host", None), getattr(common, "port", None)
+    if host is None or port is None or os.environ.get("RANK") == "0":
+        return True
+    time.sleep(SETTLE)
+    try:
+        socket.create_connection((host, port), timeout=REACH).close()
+    except OSError:
+        return False
+    return True
+
+
+def first_is_gone() -> bool:
+    """Whether the rank that keeps the store had ended before this one failed: it said why, unless it was killed."""
+    return _gone
 
 
 def claim() -> None:

@@ -37,6 +37,7 @@ from twostage.runtime.preemption import Preempted
 
 NAME: Final = "status.json"
 WRONG_INPUT: Final = 2
+APART: Final = datetime.timedelta(seconds=10)       # in which the ranks of one start begin
 
 
 @contextmanager
@@ -45,19 +46,20 @@ def reported(run_dir: Path, verb: str) -> Iterator[None]:
 
     Rank 0 says that it runs, ended well or was preempted; the rank that fails first says so.
     """
-    is_main = _rank() == 0
+    is_main, begun = _rank() == 0, _now()
     try:
         if is_main and run_dir.exists():
             run_folder.occupy(run_dir, verb)
             write(run_dir, "running", verb)
-        with _told(run_dir, verb, is_main=is_main):
+        with _told(run_dir, verb, begun):
             yield
     finally:
         run_folder.leave()
 
 
 @contextmanager
-def _told(run_dir: Path, verb: str, *, is_main: bool) -> Iterator[None]:
+def _told(run_dir: Path, verb: str, begun: datetime.datetime) -> Iterator[None]:
+    is_main = _rank() == 0
     try:
         yield
     except run_folder.InUseError:        # the file is the other command's
@@ -69,13 +71,28 @@ def _told(run_dir: Path, verb: str, *, is_main: bool) -> Iterator[None]:
     except Exception as error:
         line = " ".join(str(error).split()) or type(error).__name__
         code = WRONG_INPUT if isinstance(error, InputError) else 1
-        if failure.is_first() is False:
+        first = failure.is_first()
+        if first is False or (first is None and not is_main and _has_failed(run_dir, begun - APART)):
             raise
         with suppress(OSError):         # a full disk, most likely: what is told is the first error
             write(run_dir, "failed", verb, error=line, exit_code=code)
         raise
     if is_main:
-        write(run_dir, "done", verb)
+        keep_failed(run_dir, "done", verb)
+
+
+def keep_failed(run_dir: Path, state: str, verb: str) -> None:
+    """Rank 0 says how far it is, unless another rank has said since the start that it failed."""
+    if not _has_failed(run_dir):
+        write(run_dir, state, verb)
+
+
+def _has_failed(run_dir: Path, since: datetime.datetime | None = None) -> bool:
+    with suppress(OSError, ValueError, KeyError):
+        found = read(run_dir) or {"state": ""}
+        late = since is None or datetime.datetime.fromisoformat(found["time"]) >= since
+        return bool(found["state"] == "failed" and late)
+    return False
 
 
 def write(run_dir: Path, state: str, verb: str, **facts: Any) -> None:
@@ -89,7 +106,7 @@ def write(run_dir: Path, state: str, verb: str, **facts: Any) -> None:
         "rank": _rank(),
         "processes": _number("WORLD_SIZE", 1),
         "restarts": _number("TORCHELASTIC_RESTART_COUNT", 0),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "time": _now().isoformat(timespec="seconds"),
     }
     write_json(run_dir / NAME, record)
 
@@ -101,6 +118,10 @@ def read(run_dir: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return record
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _rank() -> int:
