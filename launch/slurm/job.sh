@@ -79,14 +79,15 @@ stage() {
 alone() { verb srun --nodes=1 --ntasks=1 -- "$@"; }
 
 verb() {
-    local launcher=$1 tasks=()
+    local launcher=$1 tasks=() wait=60
     shift
     while [ "$1" != -- ]; do tasks+=("$1"); shift; done
     shift
     if [ "$asked" = yes ]; then requeue; fi     # since the verb before this one
     rm -f "$RUN_DIR/status.json"
     say "twostage $1"
-    supervise srun "${SRUN_OPTIONS[@]}" "${tasks[@]}" --label --kill-on-bad-exit=1 --wait=60 \
+    if [ "$1" = run ]; then wait=0; fi      # rank 0 writes the report when the others have left, for as long as it takes
+    supervise srun "${SRUN_OPTIONS[@]}" "${tasks[@]}" --label --kill-on-bad-exit=1 --wait=$wait \
         launch/slurm/start.sh "$launcher" "$@" --config "$CONFIG" --run.dir "$RUN_DIR" "${OPTIONS[@]}"
     case $(state) in
         done) ;;

@@ -6,6 +6,8 @@
 #
 # bash reads it: in submit.sh, at the start of every job, and on every node. Paths are relative to the repository.
 
+USER=${USER:-$(id -un)}                 # a job does not always have it
+
 # --- the run -------------------------------------------------------------------------------------------------------
 CONFIG=configs/photos.yaml
 DATASET=/shared/$USER/photos            # on a file system that all nodes see, like RUN_DIR

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -31,6 +33,14 @@ def scripts(lines: list[str]) -> list[str]:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_bash_can_read_it(path: Path) -> None:
     assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+
+
+def test_a_job_without_the_variable_user_can_read_the_settings() -> None:
+    done = subprocess.run(
+        ["bash", "-euc", "source launch/slurm/settings.sh; echo $RUN_DIR"],
+        cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False,
+    )
+    assert done.stdout == f"/shared/{pwd.getpwuid(os.geteuid()).pw_name}/runs/first\n", done.stderr
 
 
 def test_shellcheck_finds_nothing() -> None:
