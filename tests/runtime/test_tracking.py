@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from twostage.config import Config, DataConfig, RunConfig
 from twostage.data.schema import InputError
 from twostage.runtime import tracking
+from twostage.runtime.state import Meter
 from twostage.runtime.world import World
 
 CONFIG = Config(run=RunConfig(dir=Path("r")), data=DataConfig(dataset=Path("d")))
@@ -97,7 +98,8 @@ def test_plain_lines_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[st
             clock.now += 1
             progress.step(256, 0.125)
         clock.now += 50         # validation counts neither as training nor as waiting
-        progress.end_epoch({"train/loss": 0.123456, "train/learning_rate": 3e-4, "val/accuracy": 0.875})
+        progress.end_epoch({"train/loss": 9.0, "train/learning_rate": 3e-4, "val/accuracy": 0.875},
+                           {"train/loss": 0.123456})
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "pretrain epoch 1/3: step 70/100, 256 images/s, 12 % of the time waiting for them, at most 4 min left",
@@ -157,3 +159,17 @@ def test_a_count_says_a_line_a_minute(clock: Clock, capsys: pytest.CaptureFixtur
 
 def test_duration() -> None:
     assert [tracking.duration(s) for s in (3.4, 89, 600, 7200)] == ["3 s", "89 s", "10 min", "2.0 h"]
+
+
+def test_an_epoch_that_ends_with_a_logged_step_has_a_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    meter, progress = Meter(("train/loss",), torch.device("cpu")), tracking.Progress("train", 2, "epoch", ALONE)
+    for losses in ([8.0, 4.0], [2.0, 2.0]):
+        for loss in losses:
+            meter.add(torch.tensor(loss))
+        logged = meter.means(ALONE)
+    assert logged == {"train/loss": 2.0} and meter.means(ALONE) == {}, "since the last look"
+    progress.end_epoch({"val/accuracy": 0.5}, meter.epoch_means())
+    assert "train epoch 1/2: loss 4, val accuracy 0.5; " in capsys.readouterr().out
+    meter.add(torch.tensor(1.0))
+    meter.means(ALONE)
+    assert meter.epoch_means() == {"train/loss": 1.0}, "the next epoch"

@@ -29,6 +29,7 @@ class Meter:
         self.skipped = 0
         """steps of this epoch that were not taken; the same on all ranks"""
         self.sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
+        self._looked_at = [0.0] * (len(names) + 1)      # of this epoch, all ranks; not kept in checkpoints
 
     def add(self, *values: torch.Tensor) -> None:
         """Adds one step's values, in the order of `names`."""
@@ -36,10 +37,20 @@ class Meter:
 
     def means(self, world: World) -> dict[str, float]:
         """Means over the steps and all ranks since the last call, which begins anew."""
-        *sums, count = all_reduce_sum(self.sums, world).tolist()
+        sums = all_reduce_sum(self.sums, world).tolist()
         self.sums = torch.zeros_like(self.sums)
-        means = {name: total / count for name, total in zip(self.names, sums, strict=True)} if count else {}
+        self._looked_at = [one + other for one, other in zip(self._looked_at, sums, strict=True)]
+        means = self._divided(sums)
         return {**means, "train/skipped_steps": self.skipped} if self.skipped else means
+
+    def epoch_means(self) -> dict[str, float]:
+        """Means over all that `means` gave since the last call here; a resumed epoch's, since it was resumed."""
+        sums, self._looked_at = self._looked_at, [0.0] * len(self._looked_at)
+        return self._divided(sums)
+
+    def _divided(self, sums: list[float]) -> dict[str, float]:
+        count = sums[-1]
+        return {name: total / count for name, total in zip(self.names, sums, strict=False)} if count else {}
 
 
 @dataclass

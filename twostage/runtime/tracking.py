@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -210,12 +211,13 @@ class Progress:
         self._images, self._rates_since = 0, now
         return dict(zip(NONREPRODUCIBLE_KEYS, (speed, self.data_wait), strict=True))
 
-    def end_epoch(self, values: dict[str, float]) -> None:
-        """Closes an epoch with its figures: always one line."""
+    def end_epoch(self, values: dict[str, float], means: Mapping[str, float] | None = None) -> None:
+        """Closes an epoch with its figures: always one line, with `means` over it in place of the last steps'."""
         self.close()
         self._shown = time.monotonic()
+        means = means or {}
         if self.world.is_main:
-            figures = ", ".join(_figure(key, value) for key, value in values.items())
+            figures = ", ".join(_figure(key, value) for key, value in {**means, **values, **means}.items())
             print(f"{self._title()}: {figures}; {self._speed()}", flush=True)
 
     def close(self) -> None:

@@ -129,7 +129,7 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
         accuracy = accuracy_on(model, session.loader, val, labels_of, accelerator=accelerator, world=world)
         values = {**state.meter.means(world), "train/learning_rate": lr, "val/accuracy": accuracy}
         tracking.log(accelerator, values, state.total_steps, state.epoch)
-        progress.end_epoch(values)
+        progress.end_epoch(values, state.meter.epoch_means())
         state.end_epoch(accuracy)
         state.save(folder, runtime, rng_seed, world)
         preemption.leave_if_asked(folder, state.total_steps, world)

@@ -103,7 +103,7 @@ def finetune(session: Session, folder: Path, weights: Path) -> None:
         )
         values = {**state.meter.means(world), "train/learning_rate": lr, "val/accuracy": accuracy}
         tracking.log(accelerator, values, state.total_steps, state.epoch)
-        progress.end_epoch(values)
+        progress.end_epoch(values, state.meter.epoch_means())
         state.end_epoch(accuracy)
         state.save(folder, runtime, rng_seed, world)
         preemption.leave_if_asked(folder, state.total_steps, world)

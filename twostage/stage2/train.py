@@ -127,7 +127,7 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
             "val/accuracy": accuracy,
         }
         tracking.log(accelerator, values, state.total_steps, state.epoch)
-        progress.end_epoch(values)
+        progress.end_epoch(values, state.meter.epoch_means())
         state.end_epoch(accuracy)
         state.save(folder, runtime, rng_seed, world)
         preemption.leave_if_asked(folder, state.total_steps, world)
