@@ -61,6 +61,16 @@ def test_what_only_some_ranks_found_says_which() -> None:
     ]  # fmt: skip
 
 
+def test_a_remedy_stands_below_every_finding_that_has_it() -> None:
+    memory = doctor.Finding("warn", "memory", "little", "buy some")
+    room = doctor.Finding("warn", "room", "little", "buy some")
+    rows = [f"rank {rank}\n{memory}\n{room if rank else 'ok'}" for rank in (0, 1)]
+    assert list(doctor._merged(rows)) == [
+        "rank 0", "rank 1", "warn  memory: little", "      buy some", "ok  [rank 0]",
+        "warn  room: little  [rank 1]", "      buy some",
+    ]  # fmt: skip
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--folder", str(tmp_path / "runs")]) == 2
     assert "no such folder; make it" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import importlib.util
 import os
+import re
 import resource
 import shutil
 import tempfile
@@ -205,14 +206,16 @@ def _tried(what: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 def _merged(rows: list[str]) -> Iterator[str]:
     """The rank table, then each finding once, with the ranks where not all found it."""
-    by_line: dict[str, list[int]] = {}
+    by_finding: dict[str, list[int]] = {}
     for rank, row in enumerate(rows):
-        head, *lines = row.split("\n")
+        head, *findings = re.split(r"\n(?! )", row)     # a remedy is indented, and belongs to the line above it
         yield head
-        for line in lines:
-            by_line.setdefault(line, []).append(rank)
-    for line, ranks in by_line.items():
+        for finding in findings:
+            by_finding.setdefault(finding, []).append(rank)
+    for finding, ranks in by_finding.items():
+        line, *remedy = finding.split("\n")
         yield line if len(ranks) == len(rows) else f"{line}  [rank {', '.join(map(str, ranks))}]"
+        yield from remedy
 
 
 def make_parser() -> Parser:
