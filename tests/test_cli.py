@@ -63,6 +63,7 @@ def test_wrong_command_lines_end_with_code_2(
         (["runn"], "did you mean 'run'?"),
         (["run", *REQUIRED, "--pretrain.epoch", "3"], "did you mean 'pretrain.epochs'?"),
         (["run", "--config", "nowhere.yaml"], "no such configuration file: nowhere.yaml"),
+        (["run", "--config", "."], "--config . is a folder: name a YAML file"),
         (["run", "--run.dir", "x"], "data.dataset; give them, or a file by --config"),
         (["mine", *REQUIRED], "run `twostage rank` first"),
     ]:

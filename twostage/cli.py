@@ -135,6 +135,8 @@ def _check_names(arguments: list[str]) -> None:
 def _check_file(path: Path, known: set[str]) -> None:
     if not path.exists():
         raise InputError(f"no such configuration file: {path}")
+    if path.is_dir():
+        raise InputError(f"--config {path} is a folder: name a YAML file, configs/photos.yaml say")
     try:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -11,11 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from twostage.data.schema import table_writer, write_aside, write_json, write_table
+from twostage.data.schema import nearest, table_writer, write_aside, write_json, write_table
 
 
 def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
+
+
+def test_of_many_names_only_the_nearest_are_listed() -> None:
+    files = [f"photo-{number:03d}.jpg" for number in range(500)]
+    found = nearest("photo-0007.jpg", files)
+    assert found.startswith("did you mean 'photo-007.jpg'? the nearest of 500 names: photo-")
+    assert found.count(".jpg") == 6
+    assert nearest("nope", files[:3]) == "allowed: photo-000.jpg, photo-001.jpg, photo-002.jpg"
 
 
 @pytest.fixture

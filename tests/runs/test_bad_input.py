@@ -74,6 +74,7 @@ def test_a_stage_whose_predecessor_is_missing(digits: Path, tmp_path: Path) -> N
         ("pretrain", {"data.holdout": "1.5"}, ["data.holdout", "between 0 and 1"]),
         ("pretrain", {"data.dataset": "missing"}, ["missing is not a dataset", "data_prep build"]),
         ("pretrain", {"model.name": "resnet15"}, ["model.name", "resnet14"]),
+        ("pretrain", {"augment.size": "100000"}, ["augment.size: 100000", "at most 16384"]),
         ("pretrain", {"augment.mean": "[0.1, 0.2]"}, ["augment.mean", "needs 1"]),
         ("pretrain", {"runtime.precision": "fp16"}, ["runtime.precision", "fp16 needs a GPU"]),
         ("pretrain", {"pretrain.optimizer.name": "sdg"}, ["sdg", "sgd"]),

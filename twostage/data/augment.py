@@ -20,6 +20,8 @@ Draws = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.float32]
 
 NUM_CHANNELS: Final = {"rgb": 3, "gray": 1}
+MAX_SIDE: Final = 1 << 14
+"""pixels of a square that is cut out"""
 NUM_DRAWS: Final = 5
 """crop_y, crop_x, shift_y, shift_x, flip"""
 
@@ -42,6 +44,8 @@ def check_augment(augment: AugmentConfig) -> None:
         raise InputError(f"augment.std: {augment.std}: every value must be more than 0, as pixels are divided by it")
     if augment.size < 1:
         raise InputError(f"augment.size: {augment.size}: the network needs to see at least one pixel")
+    if augment.size > MAX_SIDE:
+        raise InputError(f"augment.size: {augment.size}: at most {MAX_SIDE} pixels; no larger image is decoded, either")
     if augment.resize is not None and augment.resize < 1:
         raise InputError(f"augment.resize: {augment.resize}: must be at least 1, or null to keep the stored size")
     if augment.shift < 0:

@@ -11,6 +11,7 @@ import torch
 
 from twostage.config import AugmentConfig
 from twostage.data.augment import (
+    MAX_SIDE,
     NUM_CHANNELS,
     NUM_DRAWS,
     Draws,
@@ -29,7 +30,7 @@ from twostage.data.schema import InputError
 from twostage.data.waiting import WaitMeter
 from twostage.machine_config import LoaderConfig
 
-MAX_PIXELS: Final = 1 << 28
+MAX_PIXELS: Final = MAX_SIDE**2
 """of one image after resizing; a strip of 10 × 100,000 pixels would grow to gigabytes"""
 FILL_BATCH: Final = 256
 """samples that are decoded at once into the cache, fewer where they are large"""

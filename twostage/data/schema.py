@@ -46,6 +46,8 @@ SAMPLES_SCHEMA: Final = pa.schema(
 REJECTED_SCHEMA: Final = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 LABELS_SCHEMA: Final = pa.schema([("index", pa.int64()), ("label", pa.int64())])   # further columns may follow
 MEAN_SCHEMA: Final = pa.schema([(name, pa.int64()) for name in ("red", "green", "blue")])   # sums over images, 0..255
+MANY_NAMES: Final = 40                   # no message lists more
+FEW_NAMES: Final = 5
 CANNOT_WRITE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -54,10 +56,13 @@ class InputError(ValueError):
 
 
 def nearest(name: str, legal: Iterable[str]) -> str:
-    """Says which legal name `name` was probably meant to be, and all the others; for error messages."""
+    """Says which legal name `name` was probably meant to be, and the others, if they are not many; for messages."""
     names = sorted(legal)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if len(names) > MANY_NAMES:
+        few = difflib.get_close_matches(name, names, n=FEW_NAMES, cutoff=0)
+        return f"{hint}the nearest of {len(names)} names: {', '.join(few)}"
     return f"{hint}allowed: {', '.join(names) or 'none'}"
 
 
