@@ -1,8 +1,9 @@
 """Being asked to stop: SIGTERM or SIGUSR2 lets a run finish its step, save, and leave with exit code 0.
 
 A handler only notes the signal, so a second one cannot disturb the save that the first one led to. Where ranks may
-stop (after a step, an epoch, a part of a ranking, between stages), all ask each other, so one that has the signal is
-enough, and all stop at the same place. Then `status.json` says `preempted` (see status), and the same command goes on.
+stop (after a step, an epoch, a ranking, between stages), all ask each other, so one that has the signal is enough, and
+all stop at the same place. In a ranking each has its own batches, and listens for the others meanwhile (`Listener`).
+Then `status.json` says `preempted` (see status), and the same command goes on.
 
 Which signal, and to whom:
 
