@@ -32,6 +32,11 @@ _OF_THE_FILE: Final = {
 }
 
 
+def text(name: bytes) -> str:
+    """A file name as text, for keys and tables; bytes that are no UTF-8 become \\xNN."""
+    return name.decode("utf-8", "backslashreplace")
+
+
 class _Folder:
     """A folder's descriptor, closed when nobody holds it any more: another thread may be using it meanwhile."""
 
@@ -134,7 +139,7 @@ class FileReader:
     def _open_link(self, place: bytes) -> int:
         target = os.path.realpath(os.path.join(self._root, place))
         if not self.may_enter(os.path.dirname(target)):
-            raise RejectionError("outside", f"a link to {os.fsdecode(target)}")
+            raise RejectionError("outside", f"a link to {text(target)}")
         try:
             return os.open(target, self._flags)
         except OSError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_prep.sources import INPUTS_SCHEMA, Listing, SplitMap, read_class_names, sort_classes
-from data_prep.sources.files import FileReader
+from data_prep.sources.files import FileReader, text
 from twostage.data.schema import NO_LABEL, SPLITS, InputError, nearest
 
 OPTIONS = ("split_map", "class_names", "allow_outside")
@@ -58,11 +58,6 @@ def list_inputs(source: Path, args: argparse.Namespace) -> Listing:
     return Listing(class_names=class_names, batches=batches, reader=reader, notes=notes)
 
 
-def text(name: bytes) -> str:
-    """A file name as text, for keys; bytes that are no UTF-8 become \\xNN."""
-    return name.decode("utf-8", "backslashreplace")
-
-
 def _split_folders(root: bytes, source: Path, split_map: SplitMap, reader: FileReader) -> dict[bytes, int]:
     """Split number by folder name; {b"": noisy_train} if the classes are at the top."""
     names = _folders(root, reader)
@@ -89,7 +84,15 @@ def _folders(path: bytes, reader: FileReader) -> list[bytes]:
 
 
 def _is_folder(entry: os.DirEntry[bytes], reader: FileReader) -> bool:
-    return entry.is_dir() and (not entry.is_symlink() or reader.may_enter(entry.path))
+    return _leads_to_folder(entry) and (not entry.is_symlink() or reader.may_enter(entry.path))
+
+
+def _leads_to_folder(entry: os.DirEntry[bytes]) -> bool:
+    """False too of a link that leads to itself, or to where nobody may look: it is rejected when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _batches(
@@ -132,7 +135,7 @@ def _files(
         try:
             with os.scandir(real) as entries:
                 for entry in entries:               # not a folder: a file, or a link to one, or nowhere; reading tells
-                    if entry.is_dir():
+                    if _leads_to_folder(entry):
                         folders.append((entry.name, _is_folder(entry, reader)))
                     else:
                         files.append(entry.name)

@@ -123,6 +123,9 @@ def test_links_inside_are_followed_and_those_that_lead_outside_are_not(tmp_path:
     (root / "cat/outside").symlink_to(tmp_path / "secret")
     (root / "cat/broken.jpg").symlink_to("nowhere.jpg")
     (root / "cat/loop").symlink_to("..")
+    (root / "cat/itself.jpg").symlink_to("itself.jpg")
+    (root / "itself").symlink_to("itself")
+    os.symlink(os.fsencode(tmp_path) + b"/secret/\xff.jpg", root / "cat/latin1.jpg")
     (root / "cow").symlink_to("dog")
     (root / "elsewhere").symlink_to(tmp_path / "secret")
     listing, rows = list_inputs("folder", root)
@@ -134,10 +137,15 @@ def test_links_inside_are_followed_and_those_that_lead_outside_are_not(tmp_path:
     assert read(listing.reader, b"cat/inside.jpg") == b"s/dog/1.jpg"
     assert read(listing.reader, b"cat/outside.jpg") == "outside"
     assert read(listing.reader, b"cat/broken.jpg") == "missing"
+    assert read(listing.reader, b"cat/itself.jpg") == "unreadable" and kinds["itself"] == "no_class"
+    with pytest.raises(RejectionError) as rejected:
+        listing.reader.read(b"cat/latin1.jpg", 1000)
+    assert rejected.value.reason == "outside" and rejected.value.detail.endswith(r"secret/\xff.jpg")
     listing, rows = list_inputs("folder", root, allow_outside=True)
     assert listing.class_names == ("cat", "cow", "dog", "elsewhere")
     assert found(rows, listing)["cat/outside/cat/2.jpg"] == ("noisy_train", "cat")
     assert read(listing.reader, b"cat/outside.jpg") == b"secret/3.jpg"
+    assert read(listing.reader, b"cat/itself.jpg") == "unreadable"
 
 
 def read(reader: sources.Reader, place: bytes) -> bytes | str:
