@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import signal
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final, NoReturn
 
 from data_prep.no_pandas import NoPandas
@@ -15,6 +17,7 @@ from twostage.data.schema import InputError, nearest
 
 # modules of this package
 VERBS: Final = ("build", "merge", "noise", "verify", "synth", "digits", "download", "completion")
+ANY_NAME: Final = ("source", "image_root")      # arguments that may have names that are not UTF-8
 USAGE: Final = """usage: python -m data_prep VERB ...        (or: data-prep VERB ...)
 
 Make datasets for twostage: checked images in tar shards, everything else in Parquet tables.
@@ -96,8 +99,20 @@ def _run(verb: str, arguments: list[str]) -> int:
     if unknown:
         options = [option for option in parser.format_help().replace(",", " ").split() if option.startswith("--")]
         raise InputError(f"{verb}: unknown argument {unknown[0]!r}; {nearest(unknown[0], set(options))}")
+    _check_names(args)
     code: int = importlib.import_module(f"data_prep.{verb}").main(args)
     return code
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """Refuses what neither Arrow nor JSON can hold; SOURCE may have any name, as it is in no table."""
+    for name, given in vars(args).items():
+        for value in given if isinstance(given, list) else [given]:
+            try:
+                if isinstance(value, str | Path) and name not in ANY_NAME:
+                    str(value).encode()
+            except UnicodeEncodeError:
+                raise InputError(f"{name} {str(value)!r} is not UTF-8: choose another name, or rename it") from None
 
 
 def _explain(error: OSError) -> str:
@@ -108,6 +123,8 @@ def _explain(error: OSError) -> str:
 
 def program() -> NoReturn:
     """The command, in a process of its own."""
+    if isinstance(sys.stdout, io.TextIOWrapper):    # names of files and classes need not go with the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # what is done is done: Python, ending, would die of it
     sys.exit(code)

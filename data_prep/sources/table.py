@@ -70,7 +70,7 @@ class _Table:
                     head = file.readline()
                 self._separator = max(",;\t", key=head.count)
                 present = [name.strip().strip('"') for name in head.rstrip("\r\n").split(self._separator)]
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeError) as error:
             raise InputError(f"{path} cannot be read as a table: {error}") from error
         self._names = _choose_columns(path, present, columns)
 
@@ -112,7 +112,7 @@ class _Table:
                 if "split" not in texts:
                     texts["split"] = pa.array([SPLITS[0]] * batch.num_rows, pa.string())
                 yield pa.record_batch([texts[name] for name in COLUMNS], names=list(COLUMNS))
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeError) as error:
             raise InputError(f"{self._path} cannot be read as a table: {error}") from error
 
     def _open(self) -> Iterator[pa.RecordBatch]:

@@ -333,6 +333,20 @@ def test_a_full_disk_at_any_time(tmp_path: Path, small_disk: Path, capsys: pytes
     assert digests(small_disk / "o") == digests(tmp_path / "o")
 
 
+def test_names_that_are_not_utf_8(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SOURCE may have one, also where the terminal cannot print it; what becomes a table may not."""
+    odd = os.fsdecode(b"odd\xff")
+    refused(capsys, run(photos, tmp_path / odd), r"odd\udcff' is not UTF-8")
+    refused(capsys, main(["merge", str(tmp_path / "o"), str(tmp_path / odd)]), "parts", "is not UTF-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+    (tmp_path / odd).mkdir()
+    source = photos.rename(tmp_path / odd / "photos")
+    command = [sys.executable, "-m", "data_prep", "build", str(source), "o", "--format", "folder", "--dry-run"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and r"odd\udcff" in done.stdout, done.stderr
+
+
 def test_the_verbs_run_as_a_program(photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "data_prep"]
     done = subprocess.run([*command, "build", str(tmp_path / "x"), str(tmp_path / "o"), "--format", "folder"],
