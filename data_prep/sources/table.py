@@ -54,6 +54,7 @@ def list_inputs(source: Path, args: argparse.Namespace) -> Listing:
         class_names=class_names,
         batches=table.batches(numbers, split_numbers),
         reader=FileReader(root, bool(args.allow_outside)),
+        notes=tuple(table.notes),
     )
 
 
@@ -62,8 +63,10 @@ class _Table:
 
     def __init__(self, path: Path, columns: str | None) -> None:
         self._path = path
+        self._is_parquet = path.suffix.lower() == ".parquet"
+        self.notes: list[str] = []
         try:
-            if path.suffix.lower() == ".parquet":
+            if self._is_parquet:
                 present = pq.ParquetFile(path).schema_arrow.names
             else:
                 with path.open(encoding="utf-8-sig") as file:
@@ -75,7 +78,7 @@ class _Table:
         self._names = _choose_columns(path, present, columns)
 
     def survey(self) -> tuple[set[str], set[str]]:
-        """The labels and splits that occur; finds rows without a path or a split."""
+        """The labels and splits that occur; finds rows without a path or a split, and rows that swallowed others."""
         labels: set[str] = set()
         splits: set[str] = set()
         row = 1
@@ -84,12 +87,36 @@ class _Table:
                 if batch[name].null_count:
                     empty = row + pc.index(batch[name].is_null(), True).as_py()
                     raise InputError(f"{self._path}: row {empty} has no {name}")
+            if not self._is_parquet:
+                self._check_lines(batch, row)
             labels.update(batch["label"].drop_null().unique().to_pylist())
             splits.update(batch["split"].unique().to_pylist())
             row += batch.num_rows
         if row == 1:
             raise InputError(f"{self._path} has no rows")
+        if not self._is_parquet:
+            with self._path.open(encoding="utf-8", errors="replace") as file:
+                num_lines = sum(not line.isspace() for line in file)
+            if num_lines > row:
+                self.notes.append(
+                    f"warning: {self._path} has {row - 1} rows on {num_lines - 1} lines: values go over several lines; "
+                    "is a quotation mark left open?"
+                )
         return labels, splits
+
+    def _check_lines(self, batch: pa.RecordBatch, row: int) -> None:
+        """A quotation mark that is left open makes one value of all lines up to the next one, images and all."""
+        for name in COLUMNS:
+            several = pc.match_substring_regex(batch[name], "[\r\n]")
+            if name == "path":          # may have line breaks in it, but hardly columns as well
+                several = pc.and_(several, pc.match_substring(batch[name], self._separator))
+            broken = pc.index(several, True).as_py()
+            if broken >= 0:
+                start = batch[name][broken].as_py().splitlines()[0]
+                raise InputError(
+                    f"{self._path}: row {row + broken} has a {name} of several lines, which begins with {start!r}: is "
+                    "a quotation mark left open?"
+                )
 
     def batches(self, labels: dict[str, int], splits: dict[str, int]) -> Iterator[pa.RecordBatch]:
         """Record batches of INPUTS_SCHEMA."""
@@ -117,7 +144,7 @@ class _Table:
 
     def _open(self) -> Iterator[pa.RecordBatch]:
         wanted = list(self._names.values())
-        if self._path.suffix.lower() == ".parquet":
+        if self._is_parquet:
             yield from pq.ParquetFile(self._path).iter_batches(columns=wanted)
             return
         yield from pacsv.open_csv(

@@ -6,6 +6,7 @@ import argparse
 import gzip
 import os
 import pickle
+import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -281,6 +282,27 @@ def test_csv_as_it_is_found_in_the_wild(tmp_path: Path) -> None:
     listing, rows = list_inputs("table", tmp_path / "t.csv")
     assert listing.class_names == ("007", "cat")
     assert [(row["key"], row["label"]) for row in rows] == [("a;b.jpg", 1), ("new\nline.jpg", 0), ('say "x".jpg', 1)]
+
+
+@pytest.mark.parametrize(
+    ("open_mark", "next_mark", "message"),
+    [('"3.jpg,y', 'a"7.jpg,y', "row 3 has a path of several lines, which begins with '3.jpg,y'"),
+     ('3.jpg,"y', '7.jpg,"y"', "row 3 has a label of several lines, which begins with 'y'")],
+)
+def test_a_quotation_mark_that_is_left_open_swallows_no_rows(
+    tmp_path: Path, open_mark: str, next_mark: str, message: str
+) -> None:
+    lines = [f"{number}.jpg,{'xy'[number % 2]}" for number in range(10)]
+    lines[2], lines[6] = open_mark, next_mark
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines, ""]))
+    with pytest.raises(InputError, match=re.escape(message) + ".*: is a quotation mark left open"):
+        list_inputs("table", tmp_path / "t.csv")
+
+
+def test_rows_that_go_over_several_lines_are_told(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('path,label,note\na,x,\nb,y,"one\nc,y,two"\n\nd,y,\n')
+    (note,), rows = (found := list_inputs("table", tmp_path / "t.csv"))[0].notes, found[1]
+    assert len(rows) == 3 and note.startswith("warning: ") and "3 rows on 4 lines" in note
 
 
 def test_columns_and_image_root(tmp_path: Path) -> None:
