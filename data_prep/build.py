@@ -29,6 +29,7 @@ from twostage.data.schema import EXTENSIONS, InputError, read_marker
 MAX_BYTES: Final = 64 << 20
 MAX_PIXELS: Final = 100_000_000
 QUALITY: Final = 90
+SMALL: Final = 128              # pixels of the shorter side, up to which the configuration for a CPU is named
 # options whose value is no setting: a path, or what the plan holds, or what stops a build if not given
 PATHS: Final = ("class_names", "image_root", "drop_leaks")
 EXAMPLES: Final = """\
@@ -153,7 +154,15 @@ def complete(work: Work, results: list[ChunkResult]) -> None:
     num_shards = sum(result.num_accepted > 0 for result in results)
     print(f"{out}: {sum(summary.split_counts().values())} samples, {num_shards} shards, {summary.num_bytes} bytes")
     print(f"next: python -m data_prep verify {name}")
-    print(f"      python -m twostage run --config configs/photos.yaml --data.dataset {name} --run.dir runs/first")
+    print(f"      {_training(work.plan.settings, summary.split_counts())} --data.dataset {name} --run.dir runs/first")
+
+
+def _training(settings: dict[str, Any], counts: dict[str, int]) -> str:
+    """The command to begin with, but for its paths."""
+    if settings.get("short_side", SMALL + 1) > SMALL:
+        return "python -m twostage run --config configs/photos.yaml"
+    small = "python -m twostage run --config configs/photos-small.yaml"
+    return small if counts["val"] else f"{small} --data.holdout=0.1"
 
 
 def command(settings: dict[str, Any]) -> str:

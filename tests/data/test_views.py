@@ -72,7 +72,7 @@ def test_a_column_for_a_part_of_the_samples_leaves_the_others_without_a_label(pa
     ("options", "message"),
     [
         ({"train_split": "train"}, r"has no split 'train'; did you mean 'noisy_train'\?"),
-        ({"val_split": "tst"}, r"has no split 'tst'; did you mean 'test'\?"),
+        ({"val_split": "tst"}, r"has no split 'tst'; did you mean 'test'\?.*; or set data\.holdout: 0\.1,"),
         ({"test_split": "clean_train"}, r"has no split 'clean_train'; .*allowed: noisy_train, test, val"),
         ({"labels": "givn"}, r"no label column 'givn'; did you mean 'given'\?"),
         ({"clean_labels": "none"}, r"no label column 'none'"),

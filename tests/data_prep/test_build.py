@@ -246,6 +246,13 @@ def test_what_is_printed_at_the_end(photos: Path, tmp_path: Path, capsys: pytest
     assert f"next: python -m data_prep verify {out}" in lines
 
 
+def test_what_comes_next_can_be_run_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(tmp_path / "s", num=12, broken=False, splits=("train", "test"))
+    for options, expected in [((), "photos.yaml "), (("--short-side", "96"), "photos-small.yaml --data.holdout=0.1 ")]:
+        out = build(tmp_path / "s", tmp_path / f"o{len(options)}", *options)
+        assert f"--config configs/{expected}--data.dataset {out}" in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = build(photos, tmp_path / "o", "--dry-run")
     assert not out.exists()

@@ -67,7 +67,11 @@ def open_views(dataset: Dataset, config: DataConfig, rng_seed: int) -> Views:
     labels = given.dense(len(dataset))
     train = dataset.split_indices(config.train_split)
     if config.holdout is None:
-        val = dataset.split_indices(config.val_split)
+        try:
+            val = dataset.split_indices(config.val_split)
+        except InputError as error:
+            remedy = "or set data.holdout: 0.1, to validate on a tenth of the training split"
+            raise InputError(f"{error}; {remedy}") from error
     else:
         train, val = holdout(labels, train, config.holdout, rng_seed)
     absent = np.setdiff1d(np.arange(len(given.class_names)), labels[train])
