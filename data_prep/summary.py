@@ -15,6 +15,7 @@ from twostage.data.schema import NO_LABEL, SPLITS
 
 MAX_CLASSES: Final = 30                 # of more classes, the table shows the first ones
 EXAMPLES: Final = 3
+HELD_OUT: Final = ("val", "test")       # the last ones of SPLITS
 
 
 class Summary:
@@ -74,6 +75,13 @@ class Summary:
         first = np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))
         return int((~is_first).sum()), int((splits != splits[first]).sum())
 
+    def leaks(self) -> dict[str, int]:
+        """By split that is held out: how many of its samples have the bytes of one that may be trained on."""
+        digests, splits = np.concatenate(self._digests), np.concatenate(self._splits)
+        trained = digests[splits < SPLITS.index(HELD_OUT[0])]
+        found = {split: np.isin(digests[splits == SPLITS.index(split)], trained).sum() for split in HELD_OUT}
+        return {split: int(count) for split, count in found.items() if count}
+
     def lines(self) -> list[str]:
         """For people."""
         lines = self.table()
@@ -86,6 +94,8 @@ class Summary:
                 f"{repeated} exact duplicates, {across} across splits (the same bytes as an earlier sample; equal "
                 "sha256 in samples.parquet)"
             )
+        for split, count in self.leaks().items():
+            lines.append(f"warning: {count} images of {split} are in training too, byte for byte")
         if self.rejected:
             lines.append(f"rejected: {self.rejected.total()} (rejected.parquet names each one)")
             for reason, count in self.rejected.most_common():

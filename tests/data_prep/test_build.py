@@ -229,6 +229,7 @@ def test_exact_duplicates_are_counted_and_kept(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     across = 1 if "1 across" in printed else 2        # the shuffle decides which of the three is the first
     assert f"2 exact duplicates, {across} across splits" in printed
+    assert "\nwarning: 1 images of test are in training too, byte for byte\n" in printed and "of val" not in printed
     assert schema.read_marker(out)["num_samples"] == 32
 
 
