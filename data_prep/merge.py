@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the verb's arguments."""
     parser.description = (
         "Make one dataset of what `data_prep build --part I/N` wrote: into one OUT that all machines share, or into "
-        "one folder each. The dataset is the one that a single build makes, byte for byte."
+        "one folder each. The dataset is the one that a single build makes, byte for byte, if all parts were built of "
+        "the same images: keys, labels and splits are compared, the images behind equal keys are not."
     )
     parser.epilog = EXAMPLES
     parser.add_argument("out", type=Path, metavar="OUT", help="the dataset, which may hold parts already")
