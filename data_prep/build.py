@@ -17,7 +17,8 @@ from typing import Any, Final, Literal
 from data_prep import sources
 from data_prep.check import REASONS, Encoding, Limits
 from data_prep.chunk import ChunkResult, Task
-from data_prep.finish import finish_tables, identity, is_whole
+from data_prep.findings import ANEW
+from data_prep.finish import finish_tables, identity, is_whole, missing_files
 from data_prep.inputs import some, write_inputs
 from data_prep.mean import MAX_SIZE
 from data_prep.run import done_before, run_chunks
@@ -273,5 +274,7 @@ def _compare_finished(out: Path, listing: Listing, settings: dict[str, Any]) -> 
             f"{out} holds a dataset that was made otherwise (by {'; '.join(marker.get('made_by', []))}; or of other "
             f"images). Give another OUT, or remove {out} to begin anew"
         )
+    if missing := missing_files(out, marker, listing.label_columns):
+        raise InputError(f"{out} lacks {some(missing)}, and {ANEW}")
     print(f"{out} is complete already: {marker['num_samples']} samples; nothing to do")
     return 0

@@ -13,6 +13,8 @@ import pyarrow as pa
 from twostage.data.schema import InputError, write_json, write_table
 
 MAX_PRINTED: Final = 40
+BUILD_COMMAND: Final = "then run the dataset's `data_prep build` command again"
+ANEW: Final = "nothing of it can be made again alone without its .build/: build the whole dataset into a new folder"
 REPORT_SCHEMA: Final = pa.schema(
     [
         ("file", pa.string()),
@@ -46,6 +48,11 @@ class Finding:
 def in_order(findings: Sequence[Finding]) -> list[Finding]:
     """By file and sample, so that the number of workers does not show."""
     return sorted(findings, key=lambda f: (f.file, -1 if f.index is None else f.index, f.problem))
+
+
+def without_work_folder(findings: Sequence[Finding]) -> list[Finding]:
+    """The same findings for a dataset whose .build/ is gone: the build's command would refuse to mend it."""
+    return [dataclasses.replace(f, remedy=ANEW) if BUILD_COMMAND in f.remedy else f for f in findings]
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -7,8 +7,9 @@ sample only.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -31,6 +32,7 @@ from twostage.data.schema import (
     LabelColumn,
     dataset_marker,
     file_digest,
+    shard_name,
     table_writer,
     write_aside,
     write_json,
@@ -99,6 +101,17 @@ def is_whole(work: Work, results: list[ChunkResult]) -> bool:
             return False
         place = place.after(result)
     return True
+
+
+def missing_files(out: Path, marker: dict[str, Any], label_columns: Sequence[str]) -> list[str]:
+    """Names of a complete dataset's files that are not there, by what dataset.json says alone."""
+    names = ["samples.parquet", "rejected.parquet"]
+    names += [f"labels/{name}.parquet" for name in (GIVEN_LABELS, *label_columns)]
+    names += ["mean.parquet"] if "mean_sha256" in marker else []
+    for shard in range(marker["num_shards"]):
+        path = Path("shards") / shard_name(shard)
+        names += [str(path), str(path.with_suffix(".idx"))]
+    return [name for name in names if not (out / name).exists()]
 
 
 def finish_tables(work: Work, results: list[ChunkResult], command: str) -> Summary:

@@ -12,7 +12,14 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from data_prep.findings import Finding, check_report_path, in_order, print_findings, write_report
+from data_prep.findings import (
+    Finding,
+    check_report_path,
+    in_order,
+    print_findings,
+    without_work_folder,
+    write_report,
+)
 from data_prep.verify_shards import check_shard
 from data_prep.verify_tables import (
     DAMAGED,
@@ -66,6 +73,8 @@ def main(args: argparse.Namespace) -> int:
     findings += label_findings + _unexpected_files(args.dataset, marker, samples)
     if samples.usable:
         findings += _check_shards(args.dataset, samples.shard_sizes, args.quick, args.workers)
+    if not (args.dataset / ".build" / "plan.json").exists():
+        findings = without_work_folder(findings)
     findings = in_order(findings)
     print_findings(findings)
     if args.report is not None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_prep.check import Limits, RejectionError, check_image
-from data_prep.findings import Finding
+from data_prep.findings import BUILD_COMMAND, Finding
 from twostage.data.schema import EXTENSIONS, member_name, shard_name
 
 BLOCK: Final = 512                   # a tar file is made of such blocks
@@ -63,10 +63,7 @@ class ShardRows:
 def shard_remedy(number: int) -> str:
     """How to get a shard written anew."""
     name = shard_name(number)
-    return (
-        f"remove shards/{name}, shards/{name.removesuffix('.tar')}.idx and dataset.json, then run the dataset's "
-        "`data_prep build` command again"
-    )
+    return f"remove shards/{name}, shards/{name.removesuffix('.tar')}.idx and dataset.json, {BUILD_COMMAND}"
 
 
 def check_shard(dataset: Path, rows: ShardRows, quick: bool) -> list[Finding]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.findings import Finding
+from data_prep.findings import BUILD_COMMAND, Finding
 from data_prep.mean import mean_problem
 from data_prep.verify_shards import BLOCK, ShardRows
 from twostage.data.schema import (
@@ -32,7 +32,7 @@ from twostage.data.schema import (
 BATCH: Final = 1 << 16               # rows of samples.parquet in memory at once
 # Arrow raises its own exceptions, and OSError, on damaged files; the others come from damaged values
 DAMAGED: Final = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
-BUILD_AGAIN: Final = "remove {} and dataset.json, then run the dataset's `data_prep build` command again"
+BUILD_AGAIN: Final = f"remove {{}} and dataset.json, {BUILD_COMMAND}"
 
 
 @dataclass
@@ -217,7 +217,7 @@ def _check_marker(samples: Samples, marker: dict[str, Any]) -> None:
     for name, (stated, found) in counts.items():
         if stated != found:
             problem = f"says {name} {stated}, samples.parquet has {found}"
-            remedy = "remove dataset.json, then run the dataset's `data_prep build` command again"
+            remedy = f"remove dataset.json, {BUILD_COMMAND}"
             samples.findings.append(Finding(file="dataset.json", problem=problem, remedy=remedy))
 
 

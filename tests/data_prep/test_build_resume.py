@@ -229,6 +229,18 @@ def test_a_second_run_does_nothing(photos: Path, dataset: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("name", ["shards/000003.tar", "shards/000003.idx", "samples.parquet", "labels/given.parquet",
+                                  "rejected.parquet", "mean.parquet"])
+def test_what_is_lost_together_with_the_work_folder_is_told(
+    photos: Path, dataset: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (dataset / name).unlink()
+    shutil.rmtree(dataset / ".build")
+    assert build(photos, dataset) == 2
+    error = capsys.readouterr().err
+    assert f"lacks '{name}'" in error and "into a new folder" in error
+
+
+@pytest.mark.parametrize("name", ["shards/000003.tar", "shards/000003.idx", "samples.parquet", "labels/given.parquet",
                                   "rejected.parquet", "dataset.json", "mean.parquet", ".build/000005.parquet",
                                   ".build/000005.sums.parquet"])
 @pytest.mark.parametrize("with_marker", [True, False])

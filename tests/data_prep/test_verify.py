@@ -407,6 +407,17 @@ def test_workers_and_report_format_do_not_change_what_is_found(dataset: Path) ->
     assert pq.read_table(dataset.parent / "report.parquet").to_pylist() == expected
 
 
+def test_the_remedy_can_be_followed_without_the_work_folder_too(dataset: Path) -> None:
+    (dataset / "shards/000001.tar").unlink()
+    (dataset / "rejected.parquet").unlink()
+    (dataset / ".build").mkdir()
+    (dataset / ".build" / "plan.json").touch()
+    assert all("`data_prep build` command again" in finding["remedy"] for finding in findings(dataset))
+    (dataset / ".build" / "plan.json").unlink()
+    found = findings(dataset)
+    assert len(found) == 2 and all("build the whole dataset into a new folder" in f["remedy"] for f in found)
+
+
 def test_many_findings_are_capped_in_print_but_not_in_the_report(
     dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
