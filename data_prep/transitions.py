@@ -117,8 +117,9 @@ def read_matrix(path: Path, num_classes: int) -> Matrix:
     Raises:
         InputError: no such file, not readable as what its name says, or not row-stochastic of this size.
     """
-    if not path.exists():
-        raise InputError(f"--matrix {path}: no such file; by name: {nearest(str(path), NAMES)}")
+    if not path.is_file():
+        problem = "not a file" if path.exists() else "no such file"
+        raise InputError(f"--matrix {path}: {problem}; by name: {nearest(str(path), NAMES)}")
     readers = {".json": _read_json, ".csv": _read_csv, ".npy": _read_npy}
     if path.suffix.lower() not in readers:
         raise InputError(f"--matrix {path}: the file name must end in {', '.join(readers)}")
@@ -127,7 +128,7 @@ def read_matrix(path: Path, num_classes: int) -> Matrix:
         if matrix.dtype.kind not in "iuf":
             raise ValueError(f"it holds {matrix.dtype}, not numbers")
         matrix = matrix.astype(np.float64)
-    except (ValueError, EOFError, csv.Error) as error:
+    except (ValueError, EOFError, RecursionError, csv.Error) as error:
         raise InputError(f"--matrix {path}: not a matrix of numbers ({error})") from error
     return check_matrix(matrix, num_classes, f"--matrix {path}")
 
@@ -174,7 +175,7 @@ def _read_json(data: bytes) -> Any:
 
 
 def _read_csv(data: bytes) -> Any:
-    rows = [row for row in csv.reader(io.StringIO(data.decode())) if row]
+    rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if row]
     return [[float(cell) for cell in row] for row in rows]
 
 

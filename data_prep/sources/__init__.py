@@ -183,11 +183,15 @@ def read_class_names(text: str) -> tuple[str, ...]:
     """Reads --class-names: names with commas between them, or a file with one a line.
 
     Raises:
-        InputError: fewer than two, an empty one, or one twice.
+        InputError: fewer than two, an empty one, or one twice; or the file is no text.
     """
     path = Path(text)
     if "," not in text and path.is_file():
-        names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"--class-names {text}: not a text file in UTF-8 ({error})") from error
+        names = tuple(line.strip() for line in lines if line.strip())
     else:
         names = tuple(name.strip() for name in text.split(","))
     twice = {name for name in names if names.count(name) > 1}

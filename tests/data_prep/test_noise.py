@@ -288,6 +288,7 @@ def test_a_wrong_matrix_is_refused(digits: Path, tmp_path: Path, suffix: str, wo
         ("m.json", b'{"a": 1}'),
         ("m.json", b"[[true, false], [false, true]]"),
         ("m.json", b"\xff\xfe"),
+        ("m.json", b"[" * 100_000),
         ("m.csv", b"a,b\n1,0\n"),
         ("m.npy", b"not an array"),
         ("m.npy", b""),
@@ -298,6 +299,19 @@ def test_a_file_that_is_no_matrix_is_refused(digits: Path, tmp_path: Path, name:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match="--matrix"):
         run(digits, *MATRIX, tmp_path / name)
+
+
+def test_a_matrix_file_as_spreadsheets_write_it_is_read(digits: Path, tmp_path: Path) -> None:
+    write_matrix(tmp_path / "m.csv", np.eye(10))
+    (tmp_path / "m.csv").write_text("\ufeff" + (tmp_path / "m.csv").read_text())
+    run(digits, *MATRIX, tmp_path / "m.csv")
+    assert np.array_equal(asked(digits, "n"), np.eye(10))
+
+
+def test_a_folder_is_no_matrix(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").mkdir()
+    with pytest.raises(InputError, match=r"m\.csv: not a file"):
+        run(digits, *MATRIX, tmp_path / "m.csv")
 
 
 def test_a_pickle_in_a_matrix_file_is_never_run(digits: Path, tmp_path: Path) -> None:

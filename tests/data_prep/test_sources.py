@@ -111,9 +111,13 @@ def test_class_names_decide_the_order(tmp_path: Path) -> None:
     touch(tmp_path, "s/cat/1.jpg", "s/dog/1.jpg")
     listing, rows = list_inputs("folder", tmp_path / "s", class_names="dog,cow,cat")
     assert [(row["key"], row["label"]) for row in rows] == [("cat/1.jpg", 2), ("dog/1.jpg", 0)]
-    (tmp_path / "names").write_text("dog\ncow\n\ncat\n")
-    again, _ = list_inputs("folder", tmp_path / "s", class_names=str(tmp_path / "names"))
-    assert again.class_names == listing.class_names == ("dog", "cow", "cat")
+    for mark in ("", "\ufeff"):             # as Windows' editors begin a file
+        (tmp_path / "names").write_text(f"{mark}dog\ncow\n\ncat\n")
+        again, _ = list_inputs("folder", tmp_path / "s", class_names=str(tmp_path / "names"))
+        assert again.class_names == listing.class_names == ("dog", "cow", "cat")
+    (tmp_path / "names").write_bytes("dog\nkäuzchen\ncat\n".encode("latin1"))
+    with pytest.raises(InputError, match="names: not a text file in UTF-8"):
+        list_inputs("folder", tmp_path / "s", class_names=str(tmp_path / "names"))
 
 
 def test_links_inside_are_followed_and_those_that_lead_outside_are_not(tmp_path: Path) -> None:
