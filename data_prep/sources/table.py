@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -13,12 +14,16 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from data_prep.inputs import some
 from data_prep.sources import INPUTS_SCHEMA, Listing, SplitMap, read_class_names, sort_classes
 from data_prep.sources.files import FileReader
 from twostage.data.schema import NO_LABEL, SPLITS, InputError, nearest
 
 OPTIONS = ("split_map", "class_names", "allow_outside", "image_root", "columns")
 COLUMNS: Final = ("path", "label", "split")
+WHOLE: Final = r"-?[0-9]+"
+DECIMAL: Final = r"-?[0-9]+\.0"          # as pandas writes whole numbers among empty ones
+LIKE_EMPTY: Final = ("nan", "na", "n/a", "<na>", "none", "null")
 SUFFIXES: Final = (".csv", ".tsv", ".parquet")
 
 
@@ -48,7 +53,9 @@ def list_inputs(source: Path, args: argparse.Namespace) -> Listing:
         raise InputError(f"--image-root {root}: no such folder")
     table = _Table(source, args.columns)
     labels, splits = table.survey()
-    class_names, numbers = _classes(source, labels, args.class_names)
+    given = None if args.class_names is None else read_class_names(args.class_names)
+    table.notes += _like_empty(source, labels, given)
+    class_names, numbers = _classes(source, labels, given)
     split_numbers = _splits(source, splits, SplitMap(args.split_map))
     return Listing(
         class_names=class_names,
@@ -198,11 +205,24 @@ def _choose_columns(path: Path, present: list[str], text: str | None) -> dict[st
     return {name: column for name, column in chosen.items() if column}
 
 
-def _classes(path: Path, labels: set[str], given: str | None) -> tuple[tuple[str, ...], dict[str, int]]:
+def _like_empty(path: Path, labels: set[str], names: tuple[str, ...] | None) -> list[str]:
+    """Lines for people on labels that other programs write where there is none, and that are classes here."""
+    found = sorted({label for label in labels if label.lower() in LIKE_EMPTY} - set(names or ()))
+    if not found:
+        return []
+    remedy = f"an image without a label has an empty one, or {NO_LABEL}"
+    if all(re.fullmatch(f"{WHOLE}|{DECIMAL}", label) for label in labels.difference(found)):
+        raise InputError(f"{path}: label {found[0]!r} is no class number; {remedy}")
+    return [f"warning: {path}: label {some(found)} is taken for the name of a class; {remedy}"]
+
+
+def _classes(path: Path, labels: set[str], names: tuple[str, ...] | None) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names, and the class number of each label that occurs."""
-    names = None if given is None else read_class_names(given)
+    if labels and all(re.fullmatch(DECIMAL, label) for label in labels) and not labels <= set(names or ()):
+        names, plain = _classes(path, {label.removesuffix(".0") for label in labels}, names)
+        return names, {f"{label}.0": number for label, number in plain.items()}
     labels = labels - {str(NO_LABEL)}
-    numbers = {label: int(label) for label in labels if label.isascii() and label.lstrip("-").isdigit()}
+    numbers = {label: int(label) for label in labels if re.fullmatch(WHOLE, label)}
     if len(numbers) < len(labels) or (names is not None and labels <= set(names)):
         names = names or sort_classes(labels)
         for label in sorted(labels - set(names)):

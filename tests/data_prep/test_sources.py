@@ -268,10 +268,8 @@ def test_tables_of_names_with_splits(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-@pytest.mark.parametrize("labels", [[0, 2, 1, -1], [0.0, 2.0, 1.0, None]])
+@pytest.mark.parametrize("labels", [[0, 2, 1, -1], [0.0, 2.0, 1.0, None], ["0.0", "2.0", "1.0", "-1.0"]])
 def test_tables_of_numbers_without_splits(tmp_path: Path, suffix: str, labels: list[Any]) -> None:
-    if suffix == "csv" and None in labels:
-        labels = [0, 2, 1, None]
     path = write_table(tmp_path / f"t.{suffix}", {"path": ["a", "b", "c", "d"], "label": labels})
     listing, rows = list_inputs("table", path)
     assert listing.class_names == ("0", "1", "2") and [row["label"] for row in rows] == [0, 2, 1, NO_LABEL]
@@ -318,6 +316,15 @@ def test_columns_and_image_root(tmp_path: Path) -> None:
     assert read(listing.reader, b"a.jpg") == b"images/a.jpg"
 
 
+def test_labels_that_look_like_numbers_or_like_none_are_classes(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", {"path": ["a", "b", "c"], "label": ["--1", "nan", "x"]})
+    listing, _ = list_inputs("table", path)
+    assert listing.class_names == ("--1", "nan", "x")
+    assert [note for note in listing.notes if note.startswith("warning: ") and "label 'nan' is taken for" in note]
+    listing, _ = list_inputs("table", path, class_names="nan,x,--1")
+    assert listing.class_names == ("nan", "x", "--1") and not listing.notes
+
+
 def test_a_dictionary_column_is_a_text_column(tmp_path: Path) -> None:
     table = pa.table({"path": ["a", "b"], "label": pa.array(["x", "y"]).dictionary_encode()})
     pq.write_table(table, tmp_path / "t.parquet")
@@ -337,6 +344,9 @@ def test_a_dictionary_column_is_a_text_column(tmp_path: Path) -> None:
         ({"path": ["a", "b"], "label": [None, None]}, {}, r"only one class \(no labels\)"),
         ({"path": ["a", "b"], "label": [0, 2]}, {}, r"label 2 is out of range 0\.\.1, and there are 2 classes"),
         ({"path": ["a", "b", "c"], "label": [1, 2, 3]}, {}, r"label 3 is out of range 0\.\.2"),
+        ({"path": ["a", "b"], "label": ["0.0", "5.0"]}, {}, r"label 5 is out of range 0\.\.1"),
+        ({"path": ["a", "b", "c"], "label": ["0.0", "nan", "1.0"]}, {}, "label 'nan' is no class number; an image"),
+        ({"path": ["a", "b", "c"], "label": ["0", "NA", "1"]}, {}, "label 'NA' is no class number; .* or -1"),
         ({"path": ["a", "b"], "label": [0, -2]}, {}, r"label -2 is out of range 0\.\.1"),
         ({"path": ["a", "b"], "label": [0, 5]}, {"class_names": "x,y,z"}, r"label 5 is out of range 0\.\.2"),
         ({"path": ["a", "b"], "label": ["x", "cta"]}, {"class_names": "cat,x"}, "'cta' .*did you mean 'cat'"),
