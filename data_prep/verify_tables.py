@@ -234,6 +234,9 @@ def _check_column(path: Path, num_samples: int | None) -> tuple[dict[str, str], 
             raise ValueError("index and label must be int64, without empty values")
         if not (isinstance(class_names, list) and class_names and all(isinstance(n, str) for n in class_names)):
             raise ValueError("class_names must be a list of texts")
+        json.loads(metadata.get("rng_seed", "null"))
+        if not isinstance(json.loads(metadata.get("extra", "{}")), dict):
+            raise ValueError("extra must be a JSON object")
     except DAMAGED as error:
         return metadata, [(f"is not a label column of this format ({error})", None)]
     problems: list[tuple[str, int | None]] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.data_prep.tiny_dataset import write_dataset
@@ -39,6 +40,15 @@ def test_splits_make_up_the_whole(path: Path) -> None:
     assert sorted(together) == list(range(23))
     with pytest.raises(InputError, match=r"has no split 'vall'; did you mean 'val'\? allowed: clean_train, "):
         dataset.split_indices("vall")
+
+
+@pytest.mark.parametrize(("field", "text"), [("extra", "{'rate': 1}"), ("extra", "5"), ("rng_seed", "four")])
+def test_a_label_column_whose_metadata_is_damaged_is_refused(path: Path, field: str, text: str) -> None:
+    given = schema.labels_path(path, "given")
+    table = pq.read_table(given)
+    schema.write_table(given, table.replace_schema_metadata({**table.schema.metadata, field.encode(): text.encode()}))
+    with pytest.raises(InputError, match=r"given\.parquet is not a label column of this format"):
+        schema.read_labels(path, "given")
 
 
 def test_a_dataset_that_is_none_unfinished_or_changed_is_refused(path: Path, tmp_path: Path) -> None:

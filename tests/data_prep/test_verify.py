@@ -291,6 +291,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
         rewrite_labels("twice", same, num_classes="4"), [("labels/twice.parquet", None, "num_classes 4, and 3")]),
     "label metadata": (
         rewrite_labels("twice", same, class_names="cat, dog"), [("labels/twice.parquet", None, "not a label column")]),
+    "label extra": (
+        rewrite_labels("twice", same, extra="{'kind': 1}"), [("labels/twice.parquet", None, "not a label column")]),
+    "label extra no object": (
+        rewrite_labels("twice", same, extra="[1]"), [("labels/twice.parquet", None, "extra must be a JSON object")]),
+    "label seed": (
+        rewrite_labels("twice", same, rng_seed="four"), [("labels/twice.parquet", None, "not a label column")]),
     "label garbage": (
         edit("labels/twice.parquet", lambda data: data[:-9]), [("labels/twice.parquet", None, "not a label column")]),
     "no given labels": (

@@ -215,6 +215,9 @@ def read_labels(dataset: Path, name: str) -> LabelColumn:
         class_names = tuple(json.loads(metadata["class_names"]))
         index = table["index"].to_numpy().astype(np.int64, copy=False)
         label = table["label"].to_numpy().astype(np.int64, copy=False)
+        rng_seed, extra = json.loads(metadata.get("rng_seed", "null")), json.loads(metadata.get("extra", "{}"))
+        if not isinstance(extra, dict):
+            raise ValueError(f"extra must be a JSON object, it is {extra!r}")
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:    # Arrow: OSError for damaged data
         raise InputError(f"{path} is not a label column of this format ({error}); write it again") from error
     wrong = np.flatnonzero((label < NO_LABEL) | (label >= len(class_names)))
@@ -230,9 +233,9 @@ def read_labels(dataset: Path, name: str) -> LabelColumn:
         label=label,
         class_names=class_names,
         how=metadata.get("how", ""),
-        rng_seed=json.loads(metadata.get("rng_seed", "null")),
+        rng_seed=rng_seed,
         parent=metadata.get("parent", ""),
-        extra=json.loads(metadata.get("extra", "{}")),
+        extra=extra,
     )
 
 
