@@ -23,7 +23,7 @@ from data_prep.inputs import some, write_inputs
 from data_prep.mean import MAX_SIZE
 from data_prep.run import done_before, run_chunks
 from data_prep.sources import Listing, Source
-from data_prep.summary import Summary
+from data_prep.summary import Summary, printable
 from data_prep.work import Plan, Work, begin, locked
 from twostage.data.schema import EXTENSIONS, InputError, read_marker
 
@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> int:
     print(f"listing {args.source}", flush=True)
     listing = source.list_inputs(args.source, args)
     for note in listing.notes:
-        print(note)
+        print(printable(note))
     if args.dry_run:
         return _dry_run(args.out, listing)
     folder = args.out / ".build"
@@ -257,7 +257,7 @@ def _dry_run(out: Path, listing: Listing) -> int:
     summary = Summary(listing.class_names)
     with TemporaryDirectory() as folder:
         write_inputs(replace(listing, batches=map(summary.add_inputs, listing.batches)), Path(folder) / "inputs.arrow")
-    print("\n".join(summary.table()))
+    print("\n".join(map(printable, summary.table())))
     print(f"dry run: {out} not written")
     return 0
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import transitions
+from data_prep.summary import printable
 from data_prep.transitions import Matrix
 from twostage.data.schema import (
     GIVEN_LABELS,
@@ -116,8 +117,8 @@ def main(args: argparse.Namespace) -> int:
     """Draws the labels, prints asked-for and realised matrix, writes the column; returns the exit code."""
     column, matrix, label, rows = _make_column(args)
     counts = transition_counts(label[rows], column.label[rows], len(matrix))
-    print(f"{column.how}\nfrom {args.parent!r}, {counts.sum()} labelled samples of {args.split}")
-    print("\n".join(describe(matrix, counts, column.class_names)))
+    print(f"{printable(column.how)}\nfrom {args.parent!r}, {counts.sum()} labelled samples of {args.split}")
+    print("\n".join(map(printable, describe(matrix, counts, column.class_names))))
     path = labels_path(args.dataset, column.name)
     if args.dry_run:
         print(f"dry run: {path} not written")

@@ -107,7 +107,7 @@ class Summary:
         if self.channel_means:
             means = ", ".join(f"{mean:.3f}" for mean in self.channel_means)
             lines.append(f"mean of {SPLITS[0]}: [{means}] (for augment.mean; pixel by pixel: mean.parquet)")
-        return [_printable(line) for line in lines]
+        return list(map(printable, lines))
 
     def table(self) -> list[str]:
         """Splits x classes, for people."""
@@ -127,6 +127,6 @@ class Summary:
         return lines
 
 
-def _printable(line: str) -> str:
-    """File names may hold what would command the terminal."""
+def printable(line: str) -> str:
+    """Names of files and classes may hold what would command the terminal."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -97,7 +98,7 @@ def check_labels(dataset: Path, marker: dict[str, Any], num_samples: int | None)
     findings: list[Finding] = []
     parents: list[tuple[Path, dict[str, str]]] = []
     for path in [dataset / "samples.parquet", *paths]:
-        if path.exists():
+        with suppress(OSError):                 # of what cannot be read, it is said below
             known.add(file_digest(path))
     for path in paths:
         metadata, problems = _check_column(path, num_samples)
@@ -225,6 +226,8 @@ def _check_column(path: Path, num_samples: int | None) -> tuple[dict[str, str], 
     """A label column's metadata, and what is wrong with it: problem and sample."""
     metadata: dict[str, str] = {}
     try:
+        if path.is_dir():                       # which Arrow would take for a table in many files
+            raise ValueError("it is a folder")
         table = pq.read_table(path)
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         class_names = json.loads(metadata["class_names"])

@@ -98,6 +98,7 @@ class Plan:
             content = json.loads(path.read_text())
             content["class_names"] = tuple(content["class_names"])
             content["label_columns"] = tuple(content["label_columns"])
+            content["settings"], content["containers"] = dict(content["settings"]), dict(content["containers"])
             return cls(**content)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}): remove {path.parent.parent} and build it anew") from error

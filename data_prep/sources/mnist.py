@@ -116,4 +116,6 @@ def _read_idx(path: Path, magic: int) -> tuple[npt.NDArray[np.uint8], str]:
     size, found = math.prod(shape), len(data) - start
     if found != size:
         raise InputError(f"{path} should hold {size} bytes ({' x '.join(map(str, shape))}), it holds {found}")
+    if 0 in shape[1:]:
+        raise InputError(f"{path} holds images without pixels ({' x '.join(map(str, shape))}): get it again")
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape), digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import difflib
 import re
 from collections.abc import Iterator
@@ -79,10 +80,12 @@ class _Table:
                 with path.open(encoding="utf-8-sig") as file:
                     head = file.readline()
                 self._separator = max(",;\t", key=head.count)
-                present = [name.strip().strip('"') for name in head.rstrip("\r\n").split(self._separator)]
-        except (pa.ArrowException, OSError, UnicodeError) as error:
+                present = next(csv.reader([head], delimiter=self._separator), [])
+        except (pa.ArrowException, OSError, UnicodeError, csv.Error) as error:
             raise InputError(f"{path} cannot be read as a table: {error}") from error
-        self._names = _choose_columns(path, present, columns)
+        spelled = {name.strip(' "'): name for name in reversed(present)}     # "path, label": the space is in the name
+        chosen = _choose_columns(path, [name.strip(' "') for name in present], columns)
+        self._names = {name: spelled[column] for name, column in chosen.items()}
 
     def survey(self) -> tuple[set[str], set[str]]:
         """The labels and splits that occur; finds rows without a path or a split, and rows that swallowed others."""
@@ -170,6 +173,10 @@ class _Table:
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
         if pa.types.is_floating(values.type):       # whole numbers among empty ones, as pandas writes them
+            values = pc.if_else(pc.is_nan(values), None, values)
+            broken = pc.index(pc.equal(values, pc.floor(values)), False).as_py()
+            if broken >= 0:
+                raise InputError(f"{self._path}: column {column!r} has {values[broken]}, which is no whole number")
             values = values.cast(pa.int64())
         values = values.cast(pa.string())
         if column != self._names["path"]:

@@ -269,6 +269,11 @@ def test_names_that_are_no_text_or_command_the_terminal(tmp_path: Path, capsys: 
     out = build(tmp_path / "s", tmp_path / "o")
     keys = set(pq.read_table(out / "samples.parquet")["key"].to_pylist())
     assert {"x/a\\xff.png", "x/ä ö.png", "x/new\nline.png", "x/\x1b[31mred.png"} < keys and len(keys) == 8
+    (tmp_path / "s" / "y").rename(tmp_path / "s" / "\x1b[2Jy")
+    build(tmp_path / "s", tmp_path / "o2", "--dry-run")
+    build(tmp_path / "s", tmp_path / "o2")
+    noise = ["--name", "n", "--kind", "symmetric", "--rate", "0.5", "--rng-seed", "0"]
+    assert main(["noise", str(tmp_path / "o2"), *noise]) == 0
     assert "\x1b" not in capsys.readouterr().out
     assert main(["verify", str(out), "--workers", "1"]) == 0
 

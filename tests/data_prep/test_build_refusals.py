@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -279,6 +280,9 @@ def test_damaged_work_files_are_said_or_mended(photos: Path, tmp_path: Path,
         capsys.readouterr()
         refused(capsys, run(photos, out, "--mean-size", "8"), f"{name} is damaged", f"remove {out}")
         (out / ".build" / name).write_bytes(content)
+    plan = json.loads((out / ".build/plan.json").read_text())
+    (out / ".build/plan.json").write_text(json.dumps({**plan, "settings": 5}))
+    refused(capsys, run(photos, out, "--mean-size", "8"), "plan.json is damaged", f"remove {out}")
 
 
 @pytest.fixture

@@ -307,6 +307,20 @@ def test_rows_that_go_over_several_lines_are_told(tmp_path: Path) -> None:
     assert len(rows) == 3 and note.startswith("warning: ") and "3 rows on 4 lines" in note
 
 
+def test_a_header_with_a_space_after_the_comma(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('path, label, "split"\na.jpg, cat, train\nb.jpg, dog, test\n')
+    listing, rows = list_inputs("table", tmp_path / "t.csv")
+    assert found(rows, listing) == {"a.jpg": ("noisy_train", "cat"), "b.jpg": ("test", "dog")}
+
+
+def test_numbers_in_parquet_that_are_no_class_numbers(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": list("abc"), "label": [1.0, float("nan"), 0.0]}), tmp_path / "t.parquet")
+    assert [row["label"] for row in list_inputs("table", tmp_path / "t.parquet")[1]] == [1, NO_LABEL, 0]
+    pq.write_table(pa.table({"path": list("abc"), "label": [1.0, 0.5, 0.0]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"column 'label' has 0\.5, which is no whole number"):
+        list_inputs("table", tmp_path / "t.parquet")
+
+
 def test_columns_and_image_root(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.jpg")
     path = write_table(tmp_path / "t.csv", {"file": ["a.jpg", "b.jpg"], "class": ["x", "y"], "subset": ["A", "B"]})
@@ -432,6 +446,7 @@ def test_the_real_mnist() -> None:
         ("train-labels-idx1-ubyte", lambda data: data[:10] + b"\x0b" + data[11:], r"label 11 of image 2 .* 0\.\.9"),
         ("train-labels-idx1-ubyte", lambda data: idx(np.zeros(29, np.uint8)), "has 30 images, .* has 29 labels"),
         ("train-images-idx3-ubyte", lambda data: b"\x00\x00\x08\x01" + data[4:], "is no idx file of this kind"),
+        ("train-images-idx3-ubyte", lambda data: idx(np.zeros((30, 0, 28), np.uint8)), r"without pixels \(30 x 0 x 28"),
         ("train-images-idx3-ubyte", lambda data: b"", "is no idx file of this kind"),
     ],
 )

@@ -297,6 +297,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
         rewrite_labels("twice", same, extra="[1]"), [("labels/twice.parquet", None, "extra must be a JSON object")]),
     "label seed": (
         rewrite_labels("twice", same, rng_seed="four"), [("labels/twice.parquet", None, "not a label column")]),
+    "label folder": (
+        lambda d: (d / "labels/z.parquet").mkdir(), [("labels/z.parquet", None, "it is a folder")]),
     "label garbage": (
         edit("labels/twice.parquet", lambda data: data[:-9]), [("labels/twice.parquet", None, "not a label column")]),
     "no given labels": (
