@@ -31,8 +31,8 @@ MAX_BYTES: Final = 64 << 20
 MAX_PIXELS: Final = 100_000_000
 QUALITY: Final = 90
 SMALL: Final = 128              # pixels of the shorter side, up to which the configuration for a CPU is named
-# options whose value is no setting: a path, or what the plan holds, or what stops a build if not given
-PATHS: Final = ("class_names", "image_root", "drop_leaks")
+# options whose value is no setting: a path, or what the plan holds
+PATHS: Final = ("class_names", "image_root")
 EXAMPLES: Final = """\
 examples:
   python -m data_prep build photos data/photos --format folder
@@ -151,6 +151,8 @@ def complete(work: Work, results: list[ChunkResult]) -> None:
         raise InputError(f"not one of {len(work.order)} images was accepted ({lines})")
     summary = finish_tables(work, results, command(work.plan.settings))
     print("\n".join(summary.lines()))
+    if summary.leaks() and "drop_leaks" in sources.load(work.plan.settings["format"]).OPTIONS:
+        print("  with --drop-leaks, and another OUT, such images are left out of training")
     name = shlex.quote(str(out))
     num_shards = sum(result.num_accepted > 0 for result in results)
     print(f"{out}: {sum(summary.split_counts().values())} samples, {num_shards} shards, {summary.num_bytes} bytes")
@@ -196,6 +198,8 @@ def _settings(args: argparse.Namespace, source: Source) -> tuple[dict[str, Any],
         settings["quality"] = None if encoding.image_format == "png" else encoding.quality
     settings["mean_size"] = _mean_size(args)
     settings |= {name: getattr(args, name) for name in source.OPTIONS if name not in PATHS}
+    if args.format == "clothing1m":         # without it a leak ends the build, so that it decides over no byte
+        settings["drop_leaks"] = None
     limits = Limits(max_bytes=args.max_bytes, max_pixels=args.max_pixels, decode=args.check == "full")
     return {name: value for name, value in settings.items() if value is not None}, limits, encoding
 

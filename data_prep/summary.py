@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.check import REASONS
+from data_prep.sources import HELD_OUT
 from twostage.data.schema import NO_LABEL, SPLITS
 
 MAX_CLASSES: Final = 30                 # of more classes, the table shows the first ones
 EXAMPLES: Final = 3
-HELD_OUT: Final = ("val", "test")       # the last ones of SPLITS
 
 
 class Summary:

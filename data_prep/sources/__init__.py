@@ -29,6 +29,7 @@ SPLIT_NAMES: Final = {                  # names that people give their folders, 
     **dict.fromkeys(("valid", "validation", "dev"), "val"),
     **dict.fromkeys(("testing", "eval"), "test"),
 }
+HELD_OUT: Final = ("val", "test")       # splits that nothing is trained on, the last ones of SPLITS
 INPUTS_SCHEMA: Final = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),       # the source's own name of the image; no two are the same
@@ -139,6 +140,13 @@ def add_shared_arguments(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         default=None,
         help="follow paths and links that lead out of SOURCE; otherwise such images are rejected",
+    )
+    group.add_argument(
+        "--drop-leaks",
+        action="store_true",
+        default=None,
+        help="reject images of training whose bytes are in val or test too, and those of val that are in test. Without "
+        "it they are kept, with a warning; those of Clothing1M, by name or by bytes, stop the build",
     )
 
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from data_prep.check import Limits, RejectionError, check_image
-from data_prep.sources import Reader, Stamp
+from data_prep.sources import HELD_OUT, Reader, Stamp
 from twostage.data.schema import SPLITS, InputError
 
 READERS: Final = 8      # threads; they wait for the disk, and hashing holds no lock
+
+
+def keep_apart(reader: Reader, batches: Iterable[pa.RecordBatch], args: argparse.Namespace) -> ApartReader:
+    """A reader that rejects what has the bytes of an image of val or test; `batches` list all inputs."""
+    numbers = pa.array([SPLITS.index(split) for split in HELD_OUT], pa.int8())
+    places: list[tuple[bytes, str, int]] = []
+    for batch in batches:
+        held_out = batch.filter(pc.and_(pc.is_null(batch["reason"]), pc.is_in(batch["split"], numbers)))
+        places += zip(*(held_out[name].to_pylist() for name in ("place", "key", "split")), strict=True)
+    limits = Limits(max_bytes=args.max_bytes, max_pixels=args.max_pixels, decode=False)
+    return ApartReader(reader, places, limits, drop=True)
 
 
 class ApartReader:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from data_prep.check import Limits
 from data_prep.inputs import some
-from data_prep.sources import BATCH, INPUTS_SCHEMA, Listing, read_class_names
+from data_prep.sources import BATCH, HELD_OUT, INPUTS_SCHEMA, Listing, read_class_names
 from data_prep.sources.apart import ApartReader
 from data_prep.sources.clothing1m_lists import (
     CLASS_NAMES,
@@ -40,7 +40,6 @@ LIST_FOLDERS: Final = (".", "annotations", "annotation", "label", "labels")
 IMAGE_FOLDERS: Final = ("images", ".", "images/images", "image")
 NAMES_FILE: Final = "category_names_eng.txt"
 PROBES: Final = 200             # images that are looked for to find out where they lie
-HELD_OUT: Final = ("val", "test")
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
@@ -50,13 +49,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         "clean_label_kv.txt, there or in annotations/ or label/, and the images in images/0/00/... or 0/00/... "
         "(--image-root, if they lie elsewhere). Training images are those of the lists, not of the label files, which "
         "hold test images too. Both labels of images that have two are kept, as the label columns noisy and clean. An "
-        "image of training in val or test too, by name or by bytes, is an error."
-    )
-    group.add_argument(
-        "--drop-leaks",
-        action="store_true",
-        default=None,
-        help="leave such images out of training (and those of test out of val), as rejected, instead of stopping",
+        "image of training in val or test too, by name or by bytes, is an error, unless --drop-leaks leaves it out."
     )
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_prep.sources import INPUTS_SCHEMA, Listing, SplitMap, read_class_names, sort_classes
+from data_prep.sources.apart import keep_apart
 from data_prep.sources.files import FileReader, text
 from twostage.data.schema import NO_LABEL, SPLITS, InputError, nearest
 
-OPTIONS = ("split_map", "class_names", "allow_outside")
+OPTIONS = ("split_map", "class_names", "allow_outside", "drop_leaks")
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
@@ -54,8 +55,12 @@ def list_inputs(source: Path, args: argparse.Namespace) -> Listing:
         )
     numbers = {folder: (split, class_names.index(name)) for folder, (split, name) in folders.items()}
     notes = tuple(f"folder {text(name)!r} is the split {SPLITS[split]}" for name, split in splits.items() if name)
-    batches = _batches(root, splits, numbers, reader)
-    return Listing(class_names=class_names, batches=batches, reader=reader, notes=notes)
+    return Listing(
+        class_names=class_names,
+        batches=_batches(root, splits, numbers, reader),
+        reader=keep_apart(reader, _batches(root, splits, numbers, reader), args) if args.drop_leaks else reader,
+        notes=notes,
+    )
 
 
 def _split_folders(root: bytes, source: Path, split_map: SplitMap, reader: FileReader) -> dict[bytes, int]:

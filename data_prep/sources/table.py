@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 
 from data_prep.inputs import some
 from data_prep.sources import INPUTS_SCHEMA, Listing, SplitMap, read_class_names, sort_classes
+from data_prep.sources.apart import keep_apart
 from data_prep.sources.files import FileReader
 from twostage.data.schema import NO_LABEL, SPLITS, InputError, nearest
 
-OPTIONS = ("split_map", "class_names", "allow_outside", "image_root", "columns")
+OPTIONS = ("split_map", "class_names", "allow_outside", "image_root", "columns", "drop_leaks")
 COLUMNS: Final = ("path", "label", "split")
 WHOLE: Final = r"-?[0-9]+"
 DECIMAL: Final = r"-?[0-9]+\.0"          # as pandas writes whole numbers among empty ones
@@ -58,10 +59,11 @@ def list_inputs(source: Path, args: argparse.Namespace) -> Listing:
     table.notes += _like_empty(source, labels, given)
     class_names, numbers = _classes(source, labels, given)
     split_numbers = _splits(source, splits, SplitMap(args.split_map))
+    reader = FileReader(root, bool(args.allow_outside))
     return Listing(
         class_names=class_names,
         batches=table.batches(numbers, split_numbers),
-        reader=FileReader(root, bool(args.allow_outside)),
+        reader=keep_apart(reader, table.batches(numbers, split_numbers), args) if args.drop_leaks else reader,
         notes=tuple(table.notes),
     )
 

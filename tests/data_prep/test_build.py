@@ -233,6 +233,31 @@ def test_exact_duplicates_are_counted_and_kept(tmp_path: Path, capsys: pytest.Ca
     assert schema.read_marker(out)["num_samples"] == 32
 
 
+@pytest.mark.parametrize("name", ["folder", "table"])
+def test_copies_of_held_out_images_are_left_out_if_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    source = tmp_path / "s"
+    write_photos(source, num=30, broken=False)
+    for split, copied in (("train", "val/cat/0003.gray.jpg"), ("train", "test/dog/0004.cmyk.jpg"),
+                          ("val", "test/dog/0004.cmyk.jpg"), ("test", "test/dog/0004.cmyk.jpg")):
+        shutil.copy(source / copied, source / split / "cat" / f"of-{Path(copied).name}")
+    if name == "table":
+        rows = [f"{path.relative_to(source)},{path.parts[-2]},{path.parts[-3]}" for path in source.rglob("*.*")]
+        source /= "t.csv"
+        source.write_text("\n".join(["path,label,split", *rows, ""]))
+    command = ["build", str(source), "--format", name, "--workers", "1"]
+    assert main([*command, str(tmp_path / "kept")]) == 0
+    assert "with --drop-leaks, and another OUT" in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "kept"), "--drop-leaks"]) == 2
+    assert main([*command, str(tmp_path / "o"), "--drop-leaks"]) == 0
+    rejected = pq.read_table(tmp_path / "o" / "rejected.parquet").to_pylist()
+    assert {row["key"]: row["reason"] for row in rejected} == dict.fromkeys(
+        ["train/cat/of-0003.gray.jpg", "train/cat/of-0004.cmyk.jpg", "val/cat/of-0004.cmyk.jpg"], "leak")
+    assert "warning" not in capsys.readouterr().out
+    assert schema.read_marker(tmp_path / "o")["splits"] == {"noisy_train": 18, "val": 6, "test": 7}
+
+
 def test_what_is_printed_at_the_end(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s").symlink_to(photos)
     (photos / "train" / "empty class").mkdir(exist_ok=True)
