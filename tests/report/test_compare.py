@@ -70,7 +70,13 @@ def test_means_are_over_runs_that_differ_by_their_seed_only(page: Element) -> No
 
 @pytest.mark.parametrize(
     ("labels", "grouped"),
-    [(("noisy-0", "noisy-1"), True), (("noisy", "noisy"), True), (("sym0.2-0", "asym0.2-0"), False)],
+    [
+        (("noisy-0", "noisy-1"), True),
+        (("noisy", "noisy"), True),
+        (("sym0.2-0", "asym0.2-0"), False),
+        (("asym0.2", "asym0.6"), False),
+        (("asym0.2-0", "asym0.6-0"), False),
+    ],
 )
 def test_label_columns_of_one_kind_count_as_seeds(
     runs: list[Path], tmp_path: Path, labels: tuple[str, str], grouped: bool

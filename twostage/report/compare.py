@@ -21,7 +21,7 @@ from twostage.report.tables import main_model, reference, seed_totals
 RUN_COLOURS: Final = ("blue", "amber", "green", "violet", "grey", "teal", "rose", "sand")
 MAIN: Final = {"stage 1": "pretrain", "stage 2": "train"}
 SEED_KEYS: Final = ("run.dir", "run.rng_seed", "data.labels", "data.dataset")
-"""settings that may differ between runs that are repeated for their mean; of the labels, only a number at the end"""
+"""settings that may differ between runs that are repeated for their mean; of the labels, only `-N` at the end"""
 QUIET: Final = ("run.dir", "command")
 """what differs by itself and is not worth a line"""
 
@@ -114,7 +114,7 @@ def _repeated(columns: Sequence[Column]) -> list[Repeated]:
     groups: dict[tuple[Any, ...], list[Column]] = {}
     for column in columns:
         same = [line for line in flat(column.run.config) if line[0] not in SEED_KEYS]
-        labels = re.sub(r"-?\d+$", "", str(setting(column.run, "data", "labels")))
+        labels = re.sub(r"-\d+$", "", str(setting(column.run, "data", "labels")))
         title = column.main.title if column.main else ""
         key = (*same, labels, column.run.digests.get("dataset.samples"), title)
         groups.setdefault(key, []).append(column)
