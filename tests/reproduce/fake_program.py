@@ -18,6 +18,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 
 def accuracy(labels: str, seed: int, model: str, min_share: float) -> float:
     """A made-up figure that follows from these alone."""
@@ -32,18 +35,32 @@ def write(path: Path, value: Any) -> None:
     aside.rename(path)
 
 
-def make(folder: Path, files: dict[str, Any], offences: Path) -> None:
-    """A stage: nothing of it counts before done.json, which is written last."""
-    if (folder / "done.json").exists():
-        return
+def make(folder: Path, files: dict[str, Any], offences: Path, inputs: dict[str, Any] | None = None) -> None:
+    """A stage: nothing of it counts before done.json, which is written last; with other inputs it is done again."""
+    marker, inputs = folder / "done.json", inputs or {}
+    if marker.exists():
+        if json.loads(marker.read_text())["inputs"] == inputs:
+            return
+        marker.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "inputs.json", {"inputs": {}})
+    write(folder / "inputs.json", {"inputs": inputs})
     time.sleep(float(os.environ.get("FAKE_SLEEP", "0.05")))
     for name, content in files.items():
         write(folder / name, content)
-    if (folder / "done.json").exists():
+    if marker.exists():
         offences.write_text(f"{folder} was done twice\n")
-    write(folder / "done.json", {"inputs": {}, "results": {}})
+    write(marker, {"inputs": inputs, "results": {"kept": 5, "images": 10, "purity": 0.9, "coverage": 0.5}})
+
+
+def mine(folder: Path, offences: Path) -> None:
+    """The seeds, as far as a table reads them."""
+    if not (folder / "classes.parquet").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {"images": 10, "kept": 5, "purity": 0.9, "coverage": 0.5}
+        aside = folder / f".classes.{os.getpid()}.tmp"
+        pq.write_table(pa.Table.from_pylist([row] * 10), aside)
+        aside.rename(folder / "classes.parquet")
+    make(folder, {}, offences)
 
 
 def run(arguments: list[str]) -> int:
@@ -71,11 +88,13 @@ def run(arguments: list[str]) -> int:
     for stage in ("pretrain", "rank"):
         make(folder / stage, {"model.json": str(uuid.uuid4())}, offences)
     baselines = [name for name in given["run.baselines"].strip("[]").split(",") if name]
+    mine(folder / "mine", offences)
     for model in ("train", *(f"baseline_{name}" for name in baselines)):
-        make(folder / model, {}, offences)
+        make(folder / model, {"model.safetensors": str(uuid.uuid4())}, offences)
+        weights = hashlib.sha256((folder / model / "model.safetensors").read_bytes()).hexdigest()
         value = accuracy(labels, seed, model, min_share)
         test = {"accuracy": value, "per_class": [value] * 10, "num_samples": 100, "class_names": list("0123456789")}
-        make(folder / "evaluate" / model, {"test.json": test}, offences)
+        make(folder / "evaluate" / model, {"test.json": test}, offences, {"weights": weights})
     return 0
 
 

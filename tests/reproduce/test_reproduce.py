@@ -145,6 +145,23 @@ def test_a_grid_from_nothing(reproduce: Reproduce, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "offences").exists()
 
 
+def test_what_was_deleted_is_missing(reproduce: Reproduce, tmp_path: Path) -> None:
+    few = ("--noise", "asym0.6", "--runs", "1", "--rows", "cross_entropy", "ours")
+    reproduce(*few)
+    run = tmp_path / "out" / "runs" / "mnist-asym0.6-0"
+    for folder in ("train", "baseline_cross_entropy", "mine"):
+        shutil.rmtree(run / folder)
+        assert "mnist asym0.6 run 0: missing" in reproduce(*few, "--dry-run"), f"{folder} is gone"
+        reproduce(*few)
+        assert (run / folder / "done.json").exists()
+    weights = run / "train" / "model.safetensors"
+    weights.write_text("trained again")
+    assert "mnist asym0.6 run 0: missing" in reproduce(*few, "--dry-run"), "the test is of other weights"
+    reproduce(*few)
+    assert "mnist asym0.6 run 0: there" in reproduce(*few, "--dry-run")
+    assert len(figures(tmp_path / "out")) == 2 and not (tmp_path / "out" / "offences").exists()
+
+
 def test_killed_at_random_instants_the_table_is_the_same(place: Path, tmp_path: Path) -> None:
     finish(start(place, *BASE, out="whole"))
     rng = random.Random(0)

@@ -143,6 +143,24 @@ def test_rows_go_on_from_what_the_table_says(mini: Path, reproduced: Path) -> No
         assert metrics[-1]["step"] >= 2 * steps
 
 
+def test_a_row_is_there_as_long_as_all_that_it_comes_from_is(reproduced: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(reproduced, tmp_path / "out", ignore=shutil.ignore_patterns("checkpoints")))
+
+    def missing() -> list[int]:
+        return [row.number for row in ROWS.values() if not row.is_done(out)]
+
+    assert missing() == []
+    weights = ROWS[9].network_file(out)
+    before = weights.read_bytes()
+    weights.write_bytes(ROWS[10].network_file(out).read_bytes())
+    assert missing() == [1, 2, 3, 9], "row 9 was trained again: its test and what started from it are of another network"
+    weights.write_bytes(before)
+    assert missing() == []
+    shutil.rmtree(ROWS[6].folder(out) / ROWS[6].model)
+    shutil.rmtree(ROWS[7].folder(out) / "mine")
+    assert missing() == [6, 7, 11]
+
+
 @pytest.mark.parametrize(
     ("number", "training"), [(2, noise_models.BottomUpTraining), (3, noise_models.LabelNoiseTraining)]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 from toy_mnist import write_toy_mnist
 
 from twostage.__main__ import main
+from twostage.cli import parse
 from twostage.data.dataset import Dataset
 from twostage.data.schema import file_digest
+from twostage.reproduce import results
+from twostage.reproduce.pages import write_pages
 
 SMALL = ("pretrain.epochs=2", "pretrain.batch_size=32", "train.sub_epochs=2", "runtime.device=cpu")
 CONFIG = """
@@ -82,6 +86,20 @@ def test_table_2_counts_the_labels(out: Path) -> None:
     assert transition.shape == (10, 10)
     lines = pq.read_table(out / "table2-mnist.parquet").to_pylist()
     assert {line["labels"] for line in lines} == {"given", "argmax", "sampling", "stage1"} and len(lines) == 4 * 11
+
+
+def test_table_2_of_a_run_without_its_seeds_or_ranking(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for gone in ("mine", "rank"):
+        copy = shutil.copytree(out.parent, tmp_path / gone) / "out"
+        shutil.rmtree(copy / "runs" / "mnist-sym0.2-0" / gone)
+        lines = results.collect(copy, "mnist")
+        assert (next(cell for cell in lines if cell.min_share == 0.1).result("ours") is None) == (gone == "mine")
+        reproduce(copy, "table2", "--data", str(copy / "datasets" / "mnist"), "--dry-run")
+        assert "mnist sym0.2 run 0: missing" in capsys.readouterr().out
+        config, dataset = parse("run", "", []), copy / "datasets" / "mnist"
+        write_pages("table2", copy, "mnist", dataset, config=config, noises=["sym0.2"], missing=[])
 
 
 def test_table_1_trains_stage_1_once(out: Path) -> None:

@@ -59,7 +59,9 @@ class Grid:
 
     def is_done(self, task: Task) -> bool:
         """Whether all that is wanted of a cell is there."""
-        return is_done(self.folder(task.cell), task.rows, stage1_balanced=self.config.pretrain.balance)
+        folder = self.folder(task.cell)
+        ranked = self.table != "table2" or (folder / "rank" / "done.json").exists()     # its labels are counted
+        return ranked and is_done(folder, task.rows, stage1_balanced=self.config.pretrain.balance)
 
 
 def make_parser() -> Parser:

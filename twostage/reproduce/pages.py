@@ -58,7 +58,8 @@ def _table2(
     kept = []
     for noise in noises:
         for cell in cells:
-            if cell.noise == noise and cell.result(OURS) is not None:
+            ranked = (cell.folder / "rank" / "done.json").exists()
+            if cell.noise == noise and ranked and cell.result(OURS) is not None:
                 kept.append((cell, results.table2_shares(cell, opened)))
                 shares.setdefault(noise, []).append(kept[-1][1])
     results.write_labels(out / f"table2-{dataset}.parquet", kept)

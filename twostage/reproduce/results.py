@@ -1,4 +1,4 @@
-"""Reads what the finished cells of a grid hold, and keeps it as one table. A row counts once its test is done."""
+"""Reads what the finished cells of a grid hold, and keeps it as one table. What counts is said in done.py."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import yaml
 
 from twostage.data.dataset import Dataset
 from twostage.data.schema import GIVEN_LABELS, NO_LABEL, InputError, write_table
+from twostage.reproduce.done import is_tested
 from twostage.reproduce.grid import OURS, ROWS, model_folders
 from twostage.reproduce.labels import STATES, Ceiling, Floats, ceiling, label_shares, transition_counts
 from twostage.rows import BASELINES
@@ -120,7 +121,7 @@ def digest(values: dict[str, Any]) -> str:
 
 
 def is_done(folder: Path, rows: Sequence[str], *, stage1_balanced: bool) -> bool:
-    """Whether a run folder holds the test of all these rows."""
+    """Whether a run folder holds all these rows, trained and tested."""
     return all(_tested(folder, row, stage1_balanced) is not None for row in rows)
 
 
@@ -218,7 +219,7 @@ def label_ceiling(dataset: Dataset, labels: str, *, train_split: str, test_split
 def _tested(folder: Path, row: str, stage1_balanced: bool) -> Path | None:
     """Folder of the test of a row, where it is done."""
     for name in model_folders(row, stage1_balanced=stage1_balanced):
-        if (folder / "evaluate" / name / "done.json").exists():
+        if is_tested(folder, name):
             return folder / "evaluate" / name
     return None
 

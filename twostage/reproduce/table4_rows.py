@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from twostage.data.schema import InputError, nearest
+from twostage.reproduce.done import is_of, is_tested
 from twostage.reproduce.grid import split_names
 
 OWN_KEYS: Final = ("run.dir", "run.baselines", "run.two_stage", "run.finetune", "data.dataset", "finetune.init")
@@ -47,8 +48,13 @@ class Row:
         return f"row {self.number} ({self.network}, {self.method}, {self.training_set})"
 
     def is_done(self, out: Path) -> bool:
-        """Whether its network has been tested."""
-        return self.figures(out).exists()
+        """Whether its network is trained from the one it starts from, as that is now, and tested."""
+        if not is_tested(self.folder(out), self.model):
+            return False
+        if self.starts_from is None:
+            return True
+        recorded = START if self.field == START else "weights"      # `finetune` records what it was begun with as that
+        return is_of(self.folder(out) / self.model, recorded, ROWS[self.starts_from].network_file(out))
 
     def figures(self, out: Path) -> Path:
         """The file that its test writes."""
