@@ -144,6 +144,14 @@ def test_runs_with_nothing_in_common_still_give_a_page(runs: list[Path], hostile
     assert page.table("Test accuracy of the runs")[3][1:3] == ["–", "–"]
 
 
+def test_a_run_without_a_test_split_says_so(runs: list[Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runs[0], tmp_path / "other"))
+    shutil.rmtree(other / "evaluate")
+    (other / "summary.json").write_text(json.dumps({"models": {"train": {"val_accuracy": 0.925}}}))
+    page = parse(compare.render_comparison([collect(runs[0]), collect(other)]))
+    assert "other: there is no test split; two-stage: 92.50 % of the validation labels met" in page.text
+
+
 def test_more_runs_than_colours(runs: list[Path]) -> None:
     found = [collect(runs[0]) for _ in range(10)]
     for number, run in enumerate(found):

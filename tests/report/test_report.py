@@ -381,6 +381,29 @@ def test_what_is_missing_is_said(copy: Path, quick: None, damage: Callable[[Path
     assert "Result" in text and "How wrong the labels are" in text, "the rest of the page is gone"
 
 
+def test_without_a_test_split_the_validation_accuracy_is_shown(copy: Path, quick: None) -> None:
+    shutil.rmtree(copy / "evaluate")
+    accuracies = {"baseline_cross_entropy": 0.81, "pretrain": 0.84, "train": 0.925}
+    models = {name: {"title": name, "val_accuracy": accuracy} for name, accuracy in accuracies.items()}
+    schema.write_json(copy / "summary.json", {"models": models})
+    page = parse(page_of(copy))
+    assert "There is no test split" in page.text
+    for advice in ("Stage 2 has no result yet", "No baseline was tested", "been tested"):
+        assert advice not in page.text
+    rows = page.table("Validation accuracy of the models")[1:]
+    assert [row[1] for row in rows] == ["81.00 %", "84.00 %", "92.50 %"] and rows[2][0] == "two-stage"
+
+
+def test_no_second_stage_is_asked_for_where_none_is_wanted(copy: Path, quick: None) -> None:
+    change_config("run", "two_stage", False)(copy)
+    for stage in ("pretrain", "rank", "mine", "train", "evaluate/pretrain", "evaluate/train"):
+        shutil.rmtree(copy / stage)
+    text = parse(page_of(copy)).text
+    assert "run again" not in text and "Stage 2 has no result yet" not in text and "have been mined yet" not in text
+    change_config("run", "finetune", True)(copy)
+    assert "Stage 2 has no result yet" in parse(page_of(copy)).text
+
+
 def test_a_dataset_that_has_changed_gives_no_thumbnails(copy: Path, quick: None) -> None:
     for stage in ("pretrain", "train", "rank", "mine", "baseline_cross_entropy"):
         schema.write_json(copy / stage / "done.json", {"inputs": {"dataset.samples": "0" * 64}, "results": {}})

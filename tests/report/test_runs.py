@@ -86,6 +86,21 @@ def test_states_and_figures(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
     assert "1 h ago" in row
 
 
+def test_without_a_test_split_a_run_can_be_done(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(run_dir, tmp_path / "run")
+    shutil.rmtree(run / "evaluate")
+    models = {name: {"val_accuracy": 0.9} for name in ("baseline_cross_entropy", "pretrain")}
+    (run / "summary.json").write_text(json.dumps({"models": models}))
+    grow_old(run, 3600)
+    assert listed(capsys, run)["run"]["missing"] == ["evaluate"], "the last model was not validated"
+    (run / "summary.json").write_text(json.dumps({"models": {**models, "train": {"val_accuracy": 0.95}}}))
+    grow_old(run, 3600)
+    state = listed(capsys, run)["run"]
+    assert state["state"] == "done" and state["missing"] == [] and state["test_accuracy"] == {}
+
+
 def test_stage_one_is_called_balanced_where_it_is(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

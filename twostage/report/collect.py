@@ -65,6 +65,8 @@ class Run:
     config_text: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
     tested: list[Tested] = field(default_factory=list)
+    validated: dict[str, float] = field(default_factory=dict)
+    """model -> validation accuracy it ended with, where the dataset had no test split"""
     curves: dict[str, dict[str, tuple[Floats, Floats]]] = field(default_factory=dict)
     """stage -> metric -> (steps, values)"""
     classes: list[ClassRow] = field(default_factory=list)
@@ -118,7 +120,10 @@ def collect(path: Path) -> Run:
     run.config = config if isinstance(config, dict) else {}
     environment = run.read(path / "environment.json", _json)
     run.environment = environment if isinstance(environment, dict) else {}
-    run.tested = _tested(run)
+    models = _summary(run)
+    run.tested = _tested(run, models)
+    found = {name: models[name].get("val_accuracy") for name in _ordered(models)}
+    run.validated = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
     for stage in _ordered(p.parent.name for p in path.glob("*/metrics.jsonl")):
         run.curves[stage] = run.read(path / stage / "metrics.jsonl", read_metrics) or {}
     run.classes = run.read(path / "mine" / "classes.parquet", _classes) or []
@@ -190,15 +195,19 @@ def _ordered(names: Any) -> list[str]:
     return sorted(set(names), key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def _tested(run: Run) -> list[Tested]:
+def _summary(run: Run) -> dict[str, dict[str, Any]]:
+    """Figures of each model, as the run's end noted them."""
     summary = run.read(run.path / "summary.json", _json)
     models = summary.get("models") if isinstance(summary, dict) else None
-    models = models if isinstance(models, dict) else {}
+    return {k: v for k, v in models.items() if isinstance(v, dict)} if isinstance(models, dict) else {}
+
+
+def _tested(run: Run, models: dict[str, dict[str, Any]]) -> list[Tested]:
     found = []
     for name in _ordered([*models, *(p.parent.name for p in run.path.glob("evaluate/*/test.json"))]):
         title = title_of(run, name)
         tested = run.read(run.path / "evaluate" / name / "test.json", partial(_test, name, title))
-        if tested is None and isinstance(models.get(name), dict):
+        if tested is None and name in models:
             accuracy = models[name].get("test_accuracy")
             tested = Tested(name, title, float(accuracy)) if isinstance(accuracy, int | float) else None
         if tested is not None:

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 
 from twostage.data.schema import InputError, write_aside
-from twostage.report.collect import Run, Tested, collect, command, setting
+from twostage.report.collect import Run, Tested, collect, command, setting, title_of
 from twostage.report.figures import Line
 from twostage.report.html import PANELS, Panel, flat, page, panel
-from twostage.report.tables import main_model, reference, seed_totals
+from twostage.report.tables import main_model, percent, reference, seed_totals
 
 RUN_COLOURS: Final = ("blue", "amber", "green", "violet", "grey", "teal", "rose", "sand")
 MAIN: Final = {"stage 1": "pretrain", "stage 2": "train"}
@@ -93,7 +93,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
         "uncoloured": len(columns) - len(RUN_COLOURS),
         "config_differences": _differences([flat(c.run.config) for c in columns]),
         "environment_differences": _differences([flat(c.run.environment) for c in columns]),
-        "notes": [(c.name, note) for c in columns for note in c.run.notes],
+        "notes": [(c.name, note) for c in columns for note in (*_untested(c.run), *c.run.notes)],
         "command": command,
     }
     return page("compare.html.j2", context)
@@ -131,6 +131,14 @@ def _repeated(columns: Sequence[Column]) -> list[Repeated]:
             )
             found.append(Repeated([c.name for c in group], group[0].main.title, base, main, gain))
     return found
+
+
+def _untested(run: Run) -> list[str]:
+    """What is known of a run whose dataset has no test split."""
+    if run.tested or not run.validated:
+        return []
+    told = "; ".join(f"{title_of(run, name)}: {percent(value, 2)}" for name, value in run.validated.items())
+    return [f"there is no test split; {told} of the validation labels met"]
 
 
 def _mean_and_deviation(values: Sequence[float | None]) -> tuple[float, float] | None:

@@ -86,6 +86,8 @@ def render(run: Run) -> str:
         "headlines": lines,
         "main": next((line for line in lines if line.model is main), None),
         "reference": reference(run.tested),
+        "validated": [(title_of(run, name), MODEL_COLOURS.get(name, "green"), accuracy)
+                      for name, accuracy in run.validated.items()],
         "colours": MODEL_COLOURS,
         "seeds": seed_totals(run),
         "class_notes": class_notes(run.tested),
@@ -179,7 +181,8 @@ def _panels(run: Run, stage: str, names: tuple[str, ...]) -> list[Panel]:
 def _missing(run: Run) -> dict[str, str]:
     """Section -> one line on what is not there, and what has to be run to have it."""
     again = "run `twostage run` again, it does only what is missing"
-    tested = {model.name for model in run.tested}
+    tested = {model.name for model in run.tested} | set(run.validated)
+    two_stage = setting(run, "run", "two_stage") is not False
     balanced = setting(run, "pretrain", "balance") is not False     # otherwise stage 1 is the ordinary training itself
     no_truth = run.ranking is not None and run.ranking.truth is None
     lines = [
@@ -187,8 +190,10 @@ def _missing(run: Run) -> dict[str, str]:
         ("tested", not tested, f"No model has been tested yet: {again}, or `twostage evaluate`."),
         ("baseline", not any(name.startswith("baseline") for name in tested) and balanced,
          "No baseline was tested; `run.baselines: [cross_entropy]` gives the difference against ordinary training."),
-        ("stage2", not tested & {"train", "finetune"}, f"Stage 2 has no result yet: {again}."),
-        ("seeds", not run.classes, f"No labels have been mined yet: {again}."),
+        ("stage2", not tested & {"train", "finetune"} and (two_stage or setting(run, "run", "finetune") is True),
+         f"Stage 2 has no result yet: {again}."),
+        ("seeds", not run.classes, f"No labels have been mined yet: {again}." if two_stage else
+         "No labels were mined, as `run.two_stage` is false."),
         ("ranking", not run.ranking, "No complete ranking, so there are no ranking curves and no gallery."),
         ("truth", no_truth, "No clean labels (`data.clean_labels`), so how many labels are right is not known."),
         ("curves", not any(run.curves.values()), "No metrics have been written yet."),

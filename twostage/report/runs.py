@@ -39,7 +39,8 @@ class RunState:
     path: str
     state: Literal["done", "running", "unfinished"]
     done: list[str]
-    """folders of the stages and models that are done, and `evaluate` if all of these are tested"""
+    """folders of the stages and models that are done, and `evaluate` if all of these are tested, or, where there is no
+    test split, validated"""
     missing: list[str]
     """what the configuration asks for and is not done"""
     at: str | None
@@ -105,7 +106,9 @@ def read_state(path: Path, recent: float) -> RunState:
         figures = _json(path / "evaluate" / name / "test.json", problems)
         if isinstance(figures.get("accuracy"), int | float):
             tested[name] = float(figures["accuracy"])
-    if tested and all(name in tested for name in done if name in titles()):
+    validated = _validated(path, problems)
+    trained = [name for name in done if name in titles()]
+    if trained and all(name in tested or name in validated for name in trained):
         done.append("evaluate")
     missing = [name for name in asked(config) if name not in done]
     begun = [name for name in _stages(path) if name not in done and (path / name / "inputs.json").exists()]
@@ -183,6 +186,13 @@ def _position(path: Path, stage: str) -> str:
     """`train, epoch 3`: from the last line of metrics that is whole."""
     epochs = _metrics(path / stage).get("epoch")
     return stage if epochs is None else f"{stage}, epoch {int(epochs[1][-1])}"
+
+
+def _validated(path: Path, problems: list[str]) -> list[str]:
+    """Models that were validated at the run's end in place of a test, as their dataset has no test split."""
+    models = _json(path / "summary.json", problems).get("models")
+    models = models if isinstance(models, dict) else {}
+    return [name for name, figures in models.items() if isinstance(figures, dict) and "val_accuracy" in figures]
 
 
 def _val_accuracy(path: Path, stages: Sequence[str]) -> float | None:
