@@ -221,6 +221,17 @@ def test_table_1_shares_one_stage_1(reproduce: Reproduce, tmp_path: Path) -> Non
     assert f"{sum(ours) / 2:.2f} ± " in (tmp_path / "out" / "table3-mnist.md").read_text()
 
 
+def test_a_pause_of_a_stage_counts_where_it_is_taken_over(reproduce: Reproduce, tmp_path: Path) -> None:
+    reproduce("--noise", "asym0.6", "--runs", "1", "--rows", "ours")
+    run = tmp_path / "out" / "runs" / "mnist-asym0.6-0"
+    begin, end = ((run / "pretrain" / name).stat().st_mtime for name in ("inputs.json", "done.json"))
+    note = json.loads((run / "cell.json").read_text())
+    (run / "cell.json").write_text(json.dumps({**note, "started": [*note["started"], (begin + end) / 2]}))
+    reproduce("--noise", "asym0.6", "--runs", "1", "--shares", "0.5", table="table1")
+    lines = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert {line["min_share"]: line["seconds"] for line in lines} == {0.1: None, 0.5: None}
+
+
 def test_without_its_stage_1_a_share_fails(reproduce: Reproduce) -> None:
     arguments = ("--noise", "asym0.6", "--runs", "1", "--shares", "0.5")
     err = reproduce(*arguments, table="table1", FAKE_FAIL="mnist-asym0.6-0", code=1)
@@ -231,6 +242,8 @@ def test_other_settings_need_another_folder(reproduce: Reproduce, tmp_path: Path
     reproduce("--noise", "p0", "--runs", "1", "--rows", "ours")
     with pytest.raises(InputError, match=r"pretrain.epochs: 10 -> 3; choose another --out"):
         reproduce("--noise", "p0", "--runs", "1", "--rows", "ours", "--set", "pretrain.epochs=3")
+    with pytest.raises(InputError, match=r"pretrain.epochs: 10 -> 4; choose another --out"):
+        reproduce("--noise", "p0", "--runs", "1", "--rows", "ours", "--set", "pretrain.epochs=4", "--dry-run")
     reproduce("--noise", "p0", "--runs", "1", "--rows", "ours", "--set", "runtime.log_steps=7")
     settings = json.loads((tmp_path / "out" / "settings-mnist.json").read_text())
     assert settings["pretrain.epochs"] == 10 and "runtime.log_steps" not in settings
@@ -243,6 +256,17 @@ def test_the_dataset_is_built_where_there_is_none(reproduce: Reproduce, data: Pa
     assert "the labels tell all classes apart" in (tmp_path / "out" / "table3-mnist.md").read_text()
     err = reproduce("--noise", "p0", "--format", "mnst", *source, out="o2", code=2)
     assert "did you mean 'mnist'" in err
+
+    built = tmp_path / "out" / "datasets" / "mnist"
+    other = ("--data", str(shutil.copytree(data.with_name("source"), tmp_path / "other")), "--dry-run")
+    with pytest.raises(InputError, match=rf"source -> {other[1]}; choose another --out, or delete {built} "):
+        reproduce(*other)
+    with pytest.raises(InputError, match="--format mnist -> folder;"):
+        reproduce(*source, "--dry-run", "--format", "folder")
+    reproduce(*source, "--dry-run", "--format", "mnist")
+    reproduce("--dry-run")                          # names a dataset, which is taken in place of the one that was built
+    built.with_name("mnist.source.json").unlink()   # as in a folder that was begun before there were such notes
+    reproduce(*other)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +283,7 @@ def test_the_dataset_is_built_where_there_is_none(reproduce: Reproduce, data: Pa
         (["table3", "--set", "pretrain.epoch=1"], "pretrain.epochs"),
         (["table3", "--set", "data.labels=x"], "`reproduce` sets it"),
         (["table3", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["table3", "--config", str(HERE)], "reproduce is a folder: name a file by --config"),
         (["table3", "--data", "nowhere"], "--data nowhere"),
         (["table3", "--jops", "2"], "--jops"),
     ],

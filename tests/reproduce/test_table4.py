@@ -161,6 +161,18 @@ def test_a_row_is_there_as_long_as_all_that_it_comes_from_is(reproduced: Path, t
     assert missing() == [6, 7, 11]
 
 
+def test_what_is_taken_over_comes_with_its_pauses(
+    mini: Path, configs: Path, reproduced: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(ROWS[4].folder(reproduced), ROWS[4].folder(tmp_path)))
+    (source / "row.json").write_text(json.dumps({"started": [1.5, 2.5]}))
+    plan = table4.make_plan(make_parser().parse_args(arguments(mini, tmp_path, configs, "--rows", "5")), ())
+    for times in (3, 4):
+        table4.prepare(plan, ROWS[5])
+        started = json.loads((ROWS[5].folder(tmp_path) / "row.json").read_text())["started"]
+        assert started[:2] == [1.5, 2.5] and len(started) == times
+
+
 @pytest.mark.parametrize(
     ("number", "training"), [(2, noise_models.BottomUpTraining), (3, noise_models.LabelNoiseTraining)]
 )
@@ -263,6 +275,7 @@ def test_the_files_say_what_the_table_says(row: Row, tmp_path: Path) -> None:
         (("--set", "pretrain.epoch=1"), "did you mean 'pretrain.epochs'"),
         (("--set", "data.val_split=vall"), "has no split 'vall'"),
         (("--set", "pretrain.epochs=3"), "was begun with other settings (then -> now): pretrain.epochs: 8 -> 3"),
+        (("--set", "pretrain.epochs=3", "--dry-run"), "was begun with other settings"),
         (("--jobs", "0"), "--jobs 0: give 1 or more"),
     ],
 )

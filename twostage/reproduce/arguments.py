@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +135,9 @@ def make_plan(args: argparse.Namespace, python: tuple[str, ...]) -> Grid:
             raise InputError(f"{option} {value}: give 1 or more")
     overrides = grid.check_overrides(args.overrides)
     config_file = args.config or CONFIGS / dataset / "table3.yaml"
-    if not config_file.exists():
-        raise InputError(f"no configuration {config_file}: name one by --config")
+    if not config_file.is_file():
+        problem = f"{config_file} is a folder" if config_file.exists() else f"no configuration {config_file}"
+        raise InputError(f"{problem}: name a file by --config; a folder goes with table4 alone")
     data = _data(args, dataset)
     first = Cell(dataset, next(iter(noises)), 0)
     arguments = grid.run_arguments(first, rows, dataset=data, folder=args.out / "runs" / first.name)
@@ -177,5 +179,34 @@ def _data(args: argparse.Namespace, dataset: str) -> Path:
     source: Path = args.data
     if not source.exists():
         raise InputError(f"--data {source}: no such file or folder")
-    is_dataset = source.is_dir() and ((source / "dataset.json").exists() or (source / "samples.parquet").exists())
-    return source if is_dataset else built
+    if source.is_dir() and ((source / "dataset.json").exists() or (source / "samples.parquet").exists()):
+        return source
+    _check_source(built, {"--data": str(source.resolve()), **({"--format": args.format} if args.format else {})})
+    return built
+
+
+def source_note(built: Path) -> Path:
+    """File beside a dataset that says what it was built from, as it was given: --data and --format."""
+    return built.with_name(f"{built.name}.source.json")
+
+
+def _check_source(built: Path, given: dict[str, str]) -> None:
+    """That a dataset which is there was built from what is named now; of an older one, that is not known.
+
+    Raises:
+        InputError: it was built from something else.
+    """
+    note = source_note(built)
+    if not note.exists() or not (built / "dataset.json").exists():
+        return
+    try:
+        before = dict(json.loads(note.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{note} is damaged ({error}): delete it if {built} was built from what you name") from error
+    changed = [f"{option} {before.get(option)} -> {value}" for option, value in given.items()
+               if before.get(option) != value]
+    if changed:
+        raise InputError(
+            f"{built} was built from something else (then -> now): {', '.join(changed)}; choose another --out, or "
+            f"delete {built} to build it anew, or leave out --data and --format to go on with it"
+        )

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from twostage.data.schema import InputError, read_marker, write_json
 from twostage.reproduce import grid
-from twostage.reproduce.arguments import Grid, make_parser, make_plan
+from twostage.reproduce.arguments import Grid, make_parser, make_plan, source_note
 from twostage.reproduce.grid import Task
 from twostage.reproduce.jobs import Job, Outcome, StoppedError, run_jobs
 from twostage.reproduce.pages import write_pages
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str], *, python: Sequence[str] = (sys.executable,))
         return table4.reproduce(args, tuple(python))
     plan = make_plan(args, tuple(python))
     if args.dry_run:
+        _check_settings(plan, note=False)
         _show(plan)
         return 0
     plan.out.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str], *, python: Sequence[str] = (sys.executable,))
         if built[0].code:
             return 2 if built[0].code == 2 else 1
         read_marker(plan.data)
-        _check_settings(plan)
+        _check_settings(plan, note=True)
         outcomes = run([_job(plan, task) for task in plan.tasks], ended=functools.partial(_ended, plan))
     except StoppedError as stopped:
         print(f"stopped by {stopped}; the same command goes on where this one stopped", file=sys.stderr)
@@ -91,13 +92,19 @@ def take_over_stage1(source: Path, folder: Path, stages: Sequence[str] = COPIED)
 
 
 def _build_job(args: argparse.Namespace, plan: Grid) -> Job:
-    command = (*plan.python, "-m", "data_prep", "build", str(args.data), str(plan.data))
+    command, kind = (*plan.python, "-m", "data_prep", "build", str(args.data), str(plan.data)), args.format
+    kind = kind or plan.dataset
+
+    def prepare() -> None:
+        plan.data.parent.mkdir(parents=True, exist_ok=True)
+        write_json(source_note(plan.data), {"--data": str(args.data.resolve()), "--format": kind})
+
     return Job(
         name=f"dataset {plan.dataset}",
-        commands=[(*command, "--format", args.format or plan.dataset)],
+        commands=[(*command, "--format", kind)],
         log=plan.out / "logs" / f"dataset-{plan.dataset}.log",
         done=lambda: (plan.data / "dataset.json").exists() or plan.data == args.data,
-        prepare=lambda: plan.data.parent.mkdir(parents=True, exist_ok=True),
+        prepare=prepare,
     )
 
 
@@ -113,31 +120,40 @@ def _job(plan: Grid, task: Task) -> Job:
     )
 
 
+def starts(marker: Path, *, source: Path | None = None) -> list[float]:
+    """Every time that a run was begun, this one included, by its note; and those of a run that stages come from."""
+    notes = [json.loads(note.read_text())["started"] for note in (marker, source) if note is not None and note.exists()]
+    return sorted({time.time(), *(start for note in notes for start in note)})
+
+
 def _prepare(plan: Grid, task: Task, command: Sequence[str]) -> None:
     """Makes the run folder, with a note of which cell it is and of every time that it was begun."""
     folder, cell = plan.folder(task.cell), task.cell
     folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / "cell.json"
-    started = json.loads(marker.read_text())["started"] if marker.exists() else []
+    marker, source = folder / "cell.json", None if task.after is None else plan.folder(task.after)
     note = {"dataset": cell.dataset, "noise": cell.noise, "run": cell.run, "command": grid.one_line(command)}
-    write_json(marker, {**note, "started": [*started, time.time()]})
-    if task.after is not None:
-        take_over_stage1(plan.folder(task.after), folder)
+    taken = source is not None and any(not (folder / stage).exists() for stage in COPIED)
+    started = starts(marker, source=source / "cell.json" if source is not None and taken else None)
+    write_json(marker, {**note, "started": started})
+    if source is not None:
+        take_over_stage1(source, folder)
     _say(f"{cell.title}: {note['command']}")
 
 
-def _check_settings(plan: Grid) -> None:
-    """Notes what the runs of this folder have in common, or checks that it is the same as before.
+def _check_settings(plan: Grid, *, note: bool) -> None:
+    """Checks that what the runs of this folder have in common is the same as before; with `note`, notes it at first.
 
     Raises:
         InputError: the folder was begun with other settings, or on other images.
     """
     now: dict[str, Any] = settings(json.loads(json.dumps(dataclasses.asdict(plan.config), default=str)))
-    now["dataset"] = read_marker(plan.data)["samples_sha256"]
     path = plan.out / f"settings-{plan.dataset}.json"
-    if not path.exists():
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    built = note or (plan.data / "dataset.json").exists()
+    now["dataset"] = read_marker(plan.data)["samples_sha256"] if built else before.get("dataset")
+    if note and not before:
         write_json(path, now)
-    before: dict[str, Any] = json.loads(path.read_text())
+    before = before or now
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if changed:
         listed = ", ".join(f"{key}: {json.dumps(before.get(key))} -> {json.dumps(now.get(key))}" for key in changed)
@@ -145,7 +161,8 @@ def _check_settings(plan: Grid) -> None:
             f"{plan.out} was begun with other settings (then -> now): {listed}; choose another --out, as a table of "
             "different settings means nothing"
         )
-    _say(f"settings {digest({key: value for key, value in now.items() if key != 'dataset'})}, kept in {path}")
+    if note:
+        _say(f"settings {digest({key: value for key, value in now.items() if key != 'dataset'})}, kept in {path}")
 
 
 def _ended(plan: Grid | None, outcome: Outcome) -> None:

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +16,7 @@ from twostage.config import Config
 from twostage.data.schema import InputError, nearest, read_marker, write_json
 from twostage.reproduce import table4_results, table4_rows
 from twostage.reproduce.arguments import CONFIGS
-from twostage.reproduce.command import job_environment, num_cores, take_over_stage1
+from twostage.reproduce.command import job_environment, num_cores, starts, take_over_stage1
 from twostage.reproduce.grid import one_line
 from twostage.reproduce.jobs import Job, Outcome, StoppedError, run_jobs
 from twostage.reproduce.table4_rows import ROWS, Row
@@ -56,6 +55,7 @@ def reproduce(args: argparse.Namespace, python: tuple[str, ...]) -> int:
     """
     plan = make_plan(args, python)
     if args.dry_run:
+        check_settings(plan, note=False)
         for row in plan.rows:
             state = "there" if row.is_done(plan.out) else "missing"
             print(f"{row.title}: {state}")
@@ -137,19 +137,20 @@ def prepare(plan: Plan, row: Row) -> None:
     """Makes the run folder, with a note of every time that it was begun, and takes over what another row has done."""
     folder = row.folder(plan.out)
     folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / "row.json"
-    started = json.loads(marker.read_text())["started"] if marker.exists() else []
-    command = one_line(plan.command(row))
-    write_json(marker, {"row": row.number, "command": command, "started": [*started, time.time()]})
-    if row.shares is not None:
-        source = ROWS[row.shares].folder(plan.out)
-        finished = [stage for stage in row.stages if (source / stage / "done.json").exists()]
-        take_over_stage1(source, folder, finished)
+    marker, command = folder / "row.json", one_line(plan.command(row))
+    source = None if row.shares is None else ROWS[row.shares].folder(plan.out)
+    taken = [] if source is None else [
+        stage for stage in row.stages if (source / stage / "done.json").exists() and not (folder / stage).exists()
+    ]
+    started = starts(marker, source=source / "row.json" if source is not None and taken else None)
+    write_json(marker, {"row": row.number, "command": command, "started": started})
+    if source is not None:
+        take_over_stage1(source, folder, taken)
     _say(f"{row.title}: {command}")
 
 
-def check_settings(plan: Plan) -> None:
-    """Notes with which settings each row is run, or checks that they are the same as before.
+def check_settings(plan: Plan, *, note: bool = True) -> None:
+    """Checks that the settings of each row are the same as before; with `note`, notes those of new rows.
 
     Raises:
         InputError: a row was begun with other settings, or on other images.
@@ -172,7 +173,8 @@ def check_settings(plan: Plan) -> None:
                 f"{row.folder(plan.out)} was begun with other settings (then -> now): {', '.join(changes)}; choose "
                 f"another --out, or delete that folder and the row's part of {path}"
             )
-    write_json(path, {**before, **now})
+    if note:
+        write_json(path, {**before, **now})
 
 
 def _before(plan: Plan, row: Row) -> str | None:
