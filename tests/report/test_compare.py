@@ -130,6 +130,13 @@ def test_runs_of_one_name_are_told_apart_and_named_once(runs: list[Path], tmp_pa
     other = shutil.copytree(runs[0], tmp_path / "other" / "run-0")
     columns = compare._columns([collect(runs[0]), collect(other)])
     assert [column.name for column in columns] == [f"{runs[0].parent.name}/run-0", "other/run-0"]
+    deep = [Path(shutil.copytree(run, tmp_path / grid / "runs" / "row07"))
+            for run, grid in zip(runs[:2], "ab", strict=True)]
+    metrics = deep[1] / "pretrain" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("900.0", "300.0"))
+    page = parse(compare.render_comparison([collect(run) for run in deep]))
+    assert [row[0] for row in page.table("Test accuracy of the runs")[1:]] == ["a/runs/row07", "b/runs/row07"]
+    assert [row[1] for row in page.table("Speed of the runs")[1:]] == ["900", "300"]
     with pytest.raises(InputError, match=r"run-0.* is named twice"):
         compare.write_comparison([runs[0], runs[0].parent / "run-1" / ".." / "run-0"])
 
@@ -142,6 +149,26 @@ def test_runs_with_nothing_in_common_still_give_a_page(runs: list[Path], hostile
         assert "know different classes" in page.with_id(section).text
     assert not page.all("script")
     assert page.table("Test accuracy of the runs")[3][1:3] == ["–", "–"]
+
+
+def test_what_the_points_are_against_is_named(page: Element, runs: list[Path], tmp_path: Path) -> None:
+    said = "the reference that of cross-entropy in the same run."
+    assert said in page.with_id("result").text and "not to be compared" not in page.text
+    other = Path(shutil.copytree(runs[1], tmp_path / "other"))
+    shutil.rmtree(other / "evaluate" / "baseline_cross_entropy")
+    mixed = parse(compare.render_comparison([collect(runs[0]), collect(other)]))
+    rows = mixed.table("Test accuracy of the runs")[1:]
+    assert rows[0][1].endswith("% cross-entropy") and rows[1][1].endswith("% balanced cross-entropy (stage 1)")
+    assert "not to be compared" in mixed.with_id("result").text
+    (mean,) = mixed.table("Means over runs that differ only by their seed")[1:]
+    assert (mean[2], mean[4]) == ("–", "–") and mean[3].startswith("92.50 %"), "a mean over different references"
+
+
+def test_commands_are_ones_that_can_be_typed(runs: list[Path]) -> None:
+    run = collect(runs[0])
+    run.made_by = ["data_prep build source toy"]
+    (commands,) = parse(compare.render_comparison([run, collect(runs[1])])).with_id("reproduce").all("pre")
+    assert "python -m data_prep build source toy" in commands.text
 
 
 def test_a_run_without_a_test_split_says_so(runs: list[Path], tmp_path: Path) -> None:

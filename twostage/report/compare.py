@@ -52,6 +52,8 @@ class Repeated:
 
     names: list[str]
     title: str
+    reference: str
+    """title of what the difference is from; empty where the runs do not have it in common"""
     base: tuple[float, float] | None
     main: tuple[float, float] | None
     gain: tuple[float, float] | None
@@ -88,7 +90,8 @@ def render_comparison(runs: Sequence[Run]) -> str:
         "repeated": _repeated(columns),
         "classes": _class_rows(columns, names),
         "kept": _kept_rows(columns),
-        "speed": {c.name: _speed(c.run) for c in columns},
+        "speed": [_speed(c.run) for c in columns],
+        "references": list(dict.fromkeys(c.base.title for c in columns if c.base)),
         "panels": {stage: _panels(columns, stage) for stage in MAIN},
         "uncoloured": len(columns) - len(RUN_COLOURS),
         "config_differences": _differences([flat(c.run.config) for c in columns]),
@@ -100,13 +103,22 @@ def render_comparison(runs: Sequence[Run]) -> str:
 
 
 def _columns(runs: Sequence[Run]) -> list[Column]:
-    paths = [run.path.resolve() for run in runs]
-    last = [path.name for path in paths]
+    names = _names([run.path.resolve() for run in runs])
     found = []
-    for number, (run, path) in enumerate(zip(runs, paths, strict=True)):
-        name = path.name if last.count(path.name) == 1 else "/".join(path.parts[-2:])
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         colour = RUN_COLOURS[number] if number < len(RUN_COLOURS) else ""
         found.append(Column(name, colour, run, reference(run.tested), main_model(run.tested), seed_totals(run)))
+    return found
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, or as many more as tell it from the others."""
+    found = []
+    for path in paths:
+        length = 1
+        while length < len(path.parts) and [p.parts[-length:] for p in paths].count(path.parts[-length:]) > 1:
+            length += 1
+        found.append("/".join(path.parts[-length:]))
     return found
 
 
@@ -121,15 +133,17 @@ def _repeated(columns: Sequence[Column]) -> list[Repeated]:
     found = []
     for group in groups.values():
         if len(group) > 1 and group[0].main is not None:
+            references = {c.base.title if c.base else "" for c in group}
             base, main, gain = (
                 _mean_and_deviation(values)
                 for values in (
-                    [c.base.accuracy if c.base else None for c in group],
+                    [c.base.accuracy if c.base and len(references) == 1 else None for c in group],
                     [c.main.accuracy if c.main else None for c in group],
-                    [c.gain for c in group],
+                    [c.gain if len(references) == 1 else None for c in group],
                 )
             )
-            found.append(Repeated([c.name for c in group], group[0].main.title, base, main, gain))
+            named = references.pop() if base else ""
+            found.append(Repeated([c.name for c in group], group[0].main.title, named, base, main, gain))
     return found
 
 
