@@ -98,7 +98,7 @@ def test_table_2_of_a_run_without_its_seeds_or_ranking(
         assert (next(cell for cell in lines if cell.min_share == 0.1).result("ours") is None) == (gone == "mine")
         reproduce(copy, "table2", "--data", str(copy / "datasets" / "mnist"), "--dry-run")
         assert "mnist sym0.2 run 0: missing" in capsys.readouterr().out
-        config, dataset = parse("run", "", []), copy / "datasets" / "mnist"
+        config, dataset = parse("run", "", ["--run.dir=x", "--data.dataset=y"]), copy / "datasets" / "mnist"
         write_pages("table2", copy, "mnist", dataset, config=config, noises=["sym0.2"], missing=[])
 
 
