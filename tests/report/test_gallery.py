@@ -54,6 +54,12 @@ def test_a_tiny_image_keeps_every_pixel() -> None:
     assert see_through.mode == "RGB"
 
 
+def test_sixteen_bits_are_scaled_as_the_network_sees_them() -> None:
+    values = np.array([[0, 128, 129, 255], [256, 30_000, 65_406, 65_535]], np.uint16)
+    image = decoded(thumbnail_uri(encoded(Image.fromarray(values), "PNG")))
+    assert image.mode == "L" and np.asarray(image).tolist() == [[0, 0, 1, 1], [1, 117, 254, 255]]
+
+
 def test_a_photo_taken_sideways_is_shown_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6            # to be turned clockwise

@@ -89,7 +89,9 @@ def thumbnail_uri(data: bytes) -> str:
                 raise ValueError(f"{image.width}×{image.height} pixels are more than {MAX_SOURCE_PIXELS:,}")
             image.draft("RGB", (2 * MAX_SIDE, 2 * MAX_SIDE))
             upright = ImageOps.exif_transpose(image)        # the network, too, sees it upright
-            small = upright.convert("L" if upright.mode in ("1", "L", "I", "I;16") else "RGB")
+            if upright.mode.startswith("I"):        # 16 bits, of which convert() would clip all above 255
+                upright = Image.fromarray(((np.asarray(upright, np.int32) + 128) // 257).astype(np.uint8))
+            small = upright.convert("L" if upright.mode in ("1", "L") else "RGB")
     except UnidentifiedImageError as error:
         raise ValueError("not a JPEG, PNG or WebP image") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:      # SyntaxError: Pillow's for broken PNGs
