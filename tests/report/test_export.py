@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from untrained_run import AUGMENT, NAMES, write_files, write_run
 
@@ -99,9 +101,12 @@ def test_torchvision_takes_the_weights_as_the_card_says(tmp_path: Path, monkeypa
     scope: dict[str, object] = {}
     assert len(blocks(out)[0].strip().splitlines()) == 3
     exec(blocks(out)[0], scope)
-    write_files(tmp_path / "photos", [encoded(noise(n, 32, 32)) for n in range(3)])
+    sixteen_bits = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 1 << 16, (32, 32), dtype=np.uint16)).save(sixteen_bits, "PNG")
+    photos = [*(encoded(noise(n, 32, 32)) for n in range(3)), sixteen_bits.getvalue()]
+    files = write_files(tmp_path / "photos", photos)
     exec(blocks(out)[1], scope)
-    images = np.concatenate([scope["prepared"](tmp_path / "photos" / f"{n:03d}.jpg") for n in range(3)])
+    images = np.concatenate([scope["prepared"](file) for file in files])
     with torch.no_grad():
         probs = scope["model"](torch.from_numpy(images)).softmax(1).numpy()
     found = predicted(out, tmp_path / "photos", tmp_path / "out.parquet")
@@ -155,7 +160,9 @@ def test_a_card_of_a_whole_run_tells_how_labels_were_mined(tmp_path: Path, run_d
             assert "| t-shirt |" in text
 
 
-def test_only_an_earlier_export_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_an_earlier_export_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, out = write_run(tmp_path / "run"), tmp_path / "out"
     command = ["export", str(run), str(out), "--without", "pt2", "--without", "onnx"]
     out.mkdir()
@@ -173,6 +180,12 @@ def test_only_an_earlier_export_is_replaced(tmp_path: Path, capsys: pytest.Captu
                            (tmp_path, "is or holds the run folder"), (other / "config.json", "not a folder")]:
         assert main(["export", str(run), str(place)]) == 2
         assert message in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    for place in (Path(), empty):
+        assert main(["export", str(run), str(place)]) == 2
+        assert "is the folder you are in, which would be replaced" in capsys.readouterr().err
     assert main(["export", str(out), str(tmp_path / "new")]) == 2
     assert "an exported folder already" in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from PIL import Image
 from untrained_run import AUGMENT, NAMES, photos, write_files, write_run
 
@@ -187,6 +188,18 @@ def test_the_final_model_is_taken_unless_another_is_named(tmp_path: Path) -> Non
     assert first() == by_name["train"]
     (run / "train" / "done.json").unlink()
     assert first() == by_name["pretrain"]
+
+
+@pytest.mark.parametrize("baselines", [["cross_entropy", "forward"], ["forward"]])
+def test_of_a_run_of_baselines_the_last_is_taken(tmp_path: Path, baselines: list[str]) -> None:
+    """`forward` trains `cross_entropy` first, whether that is named or not."""
+    run = write_run(tmp_path / "run", models=("baseline_cross_entropy", "baseline_forward"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["run"]["baselines"] = baselines
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert open_trained(run).name == "baseline_forward"
+    shutil.rmtree(run / "baseline_forward")
+    assert open_trained(run).name == "baseline_cross_entropy"
 
 
 def test_mean_image_and_gray(tmp_path: Path) -> None:

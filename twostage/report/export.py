@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from twostage.cli import Parser
 from twostage.data.schema import InputError, write_aside, write_json
 from twostage.report.card import card
-from twostage.report.trained import EXPORT_FORMAT, MEAN_IMAGE, WEIGHTS, Trained, export_config, open_trained
+from twostage.report.trained import (
+    EXPORT_FORMAT,
+    MEAN_IMAGE,
+    WEIGHTS,
+    WHICH_MODEL,
+    Trained,
+    export_config,
+    open_trained,
+)
 
 PROGRAM: Final = "model.pt2"
 ONNX: Final = "model.onnx"
@@ -116,6 +124,8 @@ def _check_out(out: Path, run: Path) -> None:
     """Refuses to replace anything but an earlier export."""
     if out.resolve() == run.resolve() or out.resolve() in run.resolve().parents:
         raise InputError(f"{out} is or holds the run folder: choose another folder for the export")
+    if out.resolve() == Path.cwd():
+        raise InputError(f"{out} is the folder you are in, which would be replaced: name one in it, `exported` say")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"{out} exists and is not a folder: choose another name")
     if not out.is_dir() or not any(out.iterdir()):
@@ -236,7 +246,7 @@ def make_parser() -> Parser:
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to be made; an earlier export is replaced")
     parser.add_argument(
         "--model", dest="name", metavar="NAME",
-        help="which model of the run, by its folder; default: finetune, else train, else pretrain",
+        help=WHICH_MODEL,
     )
     parser.add_argument(
         "--without", action="append", choices=("pt2", "onnx"), default=[], metavar="FORM", help="leave out pt2 or onnx"

@@ -25,7 +25,7 @@ from twostage.data.plan import Indices
 from twostage.data.schema import InputError, nearest, write_aside, write_table
 from twostage.machine_config import RuntimeConfig
 from twostage.report.photos import Found, Header, as_dataset, find, inspect, name_of
-from twostage.report.trained import Precision, Trained, open_trained
+from twostage.report.trained import WHICH_MODEL, Precision, Trained, open_trained
 from twostage.runtime.evaluation import probabilities
 from twostage.runtime.tracking import Count
 from twostage.runtime.world import start
@@ -293,7 +293,7 @@ def make_parser() -> Parser:
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATHS", help="images and folders, or one dataset")
     parser.add_argument(
         "--model", dest="name", metavar="NAME",
-        help="which model of the run, by its folder; default: finetune, else train, else pretrain",
+        help=WHICH_MODEL,
     )
     parser.add_argument("--split", metavar="NAME", help="of a dataset (default: test)")
     parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes for each image (%(default)s)")

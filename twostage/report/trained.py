@@ -24,13 +24,18 @@ from twostage.data.dataset import Dataset
 from twostage.data.schema import GIVEN_LABELS, InputError, file_digest, nearest
 from twostage.machine_config import LoaderConfig, RuntimeConfig
 from twostage.models import build_model
-from twostage.rows import titles
+from twostage.rows import folder_of, titles
 from twostage.runtime.checkpoint import load_weights
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
 BEST_FIRST: Final = ("finetune", "train", "pretrain")
 """which model of a run is meant where none is named: the first of these that is trained"""
+WHICH_MODEL: Final = (
+    "which model of the run, by its folder; default: finetune, else train, else pretrain, else the last that "
+    "run.baselines names"
+)
+"""for the help of --model"""
 WEIGHTS: Final = "model.safetensors"
 MEAN_IMAGE: Final = "mean_image.safetensors"
 EXPORT_FORMAT: Final = "twostage-export"
@@ -95,7 +100,8 @@ def open_trained(path: Path, name: str | None = None, *, own_code: bool = False)
     """Opens a model of a run folder, or an exported folder.
 
     Args:
-        name: which model of a run, by its folder; by default the first of BEST_FIRST that is trained.
+        name: which model of a run, by its folder; by default the first of BEST_FIRST that is trained, else the last
+            that run.baselines names.
         own_code: whether an exported folder may name a network by import path, which imports that module.
 
     Raises:
@@ -120,7 +126,8 @@ def _of_run(path: Path, name: str | None) -> Trained:
     config = _read_config(path / "config.yaml")
     present = [model for model in titles() if (path / model / "done.json").exists()]
     if name is None:
-        found = [model for model in BEST_FIRST if model in present] or present
+        named = [folder_of(row) for row in reversed(config["baselines"])]      # others of them the last one may need
+        found = [model for model in (*BEST_FIRST, *named, *present) if model in present]
         if not found:
             raise InputError(f"{path} holds no trained model yet: run `twostage run` or `twostage pretrain` first")
         name = found[0]
@@ -152,8 +159,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     """What is needed of a run's config.yaml, without the parser of the command line, which takes a second."""
     try:
         tree = yaml.safe_load(path.read_text())
-        sections = {key: tree.get(key) or {} for key in ("data", "model", "augment", "loader", "runtime")}
+        sections = {key: tree.get(key) or {} for key in ("run", "data", "model", "augment", "loader", "runtime")}
         return {
+            "baselines": [str(name) for name in sections["run"].get("baselines") or ()],
             "data": {"labels": GIVEN_LABELS, **sections["data"]},
             "name": str(sections["model"].get("name", ModelConfig.name)),
             "augment": _augment({**dataclasses.asdict(AugmentConfig()), **sections["augment"]}),
