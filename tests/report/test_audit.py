@@ -285,6 +285,7 @@ def test_wrong_arguments(run: Path, capsys: pytest.CaptureFixture[str], argument
     assert main(["audit", str(run), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (run.parent / "dataset" / "labels" / "x.parquet").exists()
+    assert not (run / "labels_audit.parquet").exists(), "it was noticed only after files were written"
 
 
 def test_what_is_missing_or_changed_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -448,6 +448,12 @@ def test_out_that_is_a_folder_is_refused(run_dir: Path, tmp_path: Path) -> None:
         report([str(run_dir), "--out", str(tmp_path)])
 
 
+def test_out_in_a_folder_that_is_not_there_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    for runs in ([run_dir], [run_dir, tmp_path]):
+        with pytest.raises(schema.InputError, match=r"page\.html: no folder .*nowhere: make it first$"):
+            report([*map(str, runs), "--out", str(tmp_path / "nowhere" / "page.html")])
+
+
 # ------------------------------------------------------------------------------------------------------------ colours
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from twostage.cli import Parser
 from twostage.data.schema import NO_LABEL, InputError, nearest
 from twostage.report.audit import Judged, audit_paths, audit_table, open_judged, write_audit
-from twostage.report.corrected import correct, export
+from twostage.report.corrected import Correction, correct, export
 from twostage.stage1.parts import Indices
 
 REPORT_EXAMPLES = """\
@@ -40,6 +40,8 @@ def report(arguments: list[str]) -> int:
     args = report_parser().read(arguments)
     if args.out is not None and args.out.is_dir():
         raise InputError(f"--out {args.out} is a folder: name a file in it, {args.out / 'report.html'} say")
+    if args.out is not None and not args.out.parent.is_dir():
+        raise InputError(f"--out {args.out}: no folder {args.out.parent}: make it first")
     if len(args.runs) == 1:
         from twostage.report.html import write_report  # matplotlib takes its time
 
@@ -80,12 +82,18 @@ def audit(arguments: list[str]) -> int:
     names = judged.labels.class_names
     if args.class_name is not None and args.class_name not in names:
         raise InputError(f"no class {args.class_name!r}; {nearest(args.class_name, names)}")
+    settings = {"min_confidence": args.min_confidence, "others": args.others}
+    correction = None
+    if args.export is not None:
+        correction = correct(judged, min_confidence=args.min_confidence, drop=args.others == "drop")
+        export(judged, correction, args.export, settings, dry_run=True)     # refuses before anything is written
     table = audit_table(judged)
     paths = audit_paths(args.run) if args.dry_run else write_audit(table, args.run)
     print(listing(table, args.class_name, args.top))
     print(f"audit: {'would write ' if args.dry_run else ''}{paths[0]}, {paths[1]}")
-    if args.export is not None:
-        print(_export(judged, args.export, args.min_confidence, args.others, dry_run=args.dry_run))
+    if correction is not None:
+        written = export(judged, correction, args.export, settings, dry_run=args.dry_run)
+        print(_exported(judged, correction, args.export, written=written, dry_run=args.dry_run))
     return 0
 
 
@@ -155,10 +163,7 @@ def listing(table: pa.Table, class_name: str | None, top: int) -> str:
     return "\n".join(lines)
 
 
-def _export(judged: Judged, name: str, min_confidence: float, others: str, *, dry_run: bool) -> str:
-    correction = correct(judged, min_confidence=min_confidence, drop=others == "drop")
-    settings = {"min_confidence": min_confidence, "others": others}
-    written = export(judged, correction, name, settings, dry_run=dry_run)
+def _exported(judged: Judged, correction: Correction, name: str, *, written: bool, dry_run: bool) -> str:
     told = ", ".join(f"{given} -> {new} {count:,}" for given, new, count in correction.changes[:5])
     lines = f"export: {'would write ' if dry_run and written else ''}label column {name!r}"
     lines += f"{'' if written else ' (there already, the same)'}: "
