@@ -92,8 +92,8 @@ def take_over_stage1(source: Path, folder: Path, stages: Sequence[str] = COPIED)
 
 
 def _build_job(args: argparse.Namespace, plan: Grid) -> Job:
-    command, kind = (*plan.python, "-m", "data_prep", "build", str(args.data), str(plan.data)), args.format
-    kind = kind or plan.dataset
+    kind = args.format or plan.dataset
+    command = (*plan.python, "-m", "data_prep", "build", str(args.data), str(plan.data), "--format", kind)
 
     def prepare() -> None:
         plan.data.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def _build_job(args: argparse.Namespace, plan: Grid) -> Job:
 
     return Job(
         name=f"dataset {plan.dataset}",
-        commands=[(*command, "--format", kind)],
+        commands=[command],
         log=plan.out / "logs" / f"dataset-{plan.dataset}.log",
         done=lambda: (plan.data / "dataset.json").exists() or plan.data == args.data,
         prepare=prepare,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 from twostage.data.schema import InputError, file_digest
 from twostage.runtime.stage import read_inputs
@@ -21,7 +20,7 @@ def is_tested(run_dir: Path, model: str) -> bool:
 def is_of(folder: Path, name: str, weights: Path) -> bool:
     """Whether the stage in `folder` was done with these weights, which it recorded under `name`."""
     try:
-        recorded: Any = (read_inputs(folder / "done.json") or {}).get(name)
+        recorded = (read_inputs(folder / "done.json") or {}).get(name)
     except InputError:              # damaged: the run says so, and what to do
         return False
     return recorded is not None and recorded == _digest_of(weights)
