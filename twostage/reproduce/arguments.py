@@ -208,5 +208,5 @@ def _check_source(built: Path, given: dict[str, str]) -> None:
     if changed:
         raise InputError(
             f"{built} was built from something else (then -> now): {', '.join(changed)}; choose another --out, or "
-            f"delete {built} to build it anew, or leave out --data and --format to go on with it"
+            "leave out --data and --format to go on with it"
         )
