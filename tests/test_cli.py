@@ -31,6 +31,15 @@ def test_precedence_is_command_line_then_file_then_default(tmp_path: Path) -> No
     assert config.mine.min_share == 0.1
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_command_line_wins_wherever_the_file_is_named_on_it(tmp_path: Path, joined: bool) -> None:
+    """Batch scripts put it behind the options."""
+    option, path, *_ = write(tmp_path, "pretrain: {epochs: 3}\ndata: {dataset: of_the_file}\n")
+    file = [f"{option}={path}"] if joined else [option, path]
+    config = parse("run", "", ["--data.dataset", "given", "--pretrain.epochs=5", *file, "--run.dir", "r"])
+    assert (config.pretrain.epochs, str(config.data.dataset)) == (5, "given")
+
+
 def test_nested_sections_arrive_as_their_classes(tmp_path: Path) -> None:
     config = parse("run", "", write(tmp_path, "train: {optimizer: {name: sgd, lr: 0.5}, plateau: {stop_after: null}}"))
     assert config.train.optimizer.name == "sgd" and config.train.optimizer.lr == 0.5
@@ -48,6 +57,8 @@ def test_nested_sections_arrive_as_their_classes(tmp_path: Path) -> None:
         ("train: {reduction: average}", r"train\.reduction.*sum.*mean.*average"),
         ("- 1", "expected sections"),
         ("a: b: c", "is not YAML"),
+        ("pretrain: {epochs: 7}\nmine: {}\npretrain: {batch_size: 16}", "'pretrain' comes twice.*line 3"),
+        ("pretrain: {epochs: 7, epochs: 8}", "'epochs' comes twice"),
     ],
 )
 def test_wrong_files_name_the_key_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:

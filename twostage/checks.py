@@ -10,6 +10,8 @@ from torch import nn
 
 from twostage.baselines import has_output_norm
 from twostage.config import Config, PretrainConfig, TrainConfig
+from twostage.data.augment import check_augment
+from twostage.data.loader import check_loader
 from twostage.data.plan import check_division, num_pieces
 from twostage.data.schema import InputError, nearest
 from twostage.data.views import Views, open_clean_set
@@ -17,6 +19,8 @@ from twostage.models import build_model
 from twostage.report.runs import asked
 from twostage.rows import ALL_BASELINES, WITH_CLEAN_SET, Baseline, folder_of, titles
 from twostage.runtime.ema import WeightAverage
+from twostage.runtime.initial_weights import check_source
+from twostage.runtime.limits import check_runtime
 from twostage.runtime.optimizers import Plateau, make_optimizer
 from twostage.stage1.mine import check_shares
 from twostage.stage2.methods import check_method
@@ -56,10 +60,18 @@ def check(config: Config, views: Views, stages: Sequence[str], num_processes: in
     Raises:
         InputError: a setting is out of range, or something that a stage goes on from will not be there; names it.
     """
+    check_runtime(config.runtime)
+    check_augment(config.augment)
+    check_loader(config.loader)
     sections = _sections(stages)
     if "train" in sections:
         check_method(config.train)
         _check_perturbed(config, views.num_classes)
+    if "pretrain" in sections and config.model.weights is not None:
+        try:
+            check_source(config.model.weights)
+        except InputError as error:
+            raise InputError(f"model.weights: {error}") from error
     for name in sections:
         _check_training(name, getattr(config, name), num_processes, config.runtime.micro_batch)
     if "rank" in stages:

@@ -85,6 +85,7 @@ def parse(verb: str, description: str, arguments: list[str]) -> Config:
         InputError: an unknown key (names the nearest), a value of the wrong type, a required field left out.
     """
     _check_names(arguments)
+    arguments = _files_first(arguments)
     try:
         parsed = _parser(verb, description).parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
@@ -118,6 +119,19 @@ def _build(kind: type[Any], values: Any) -> Any:
     return kind(**fields)
 
 
+def _files_first(arguments: list[str]) -> list[str]:
+    """The arguments with --config before all others: the parser lets what comes later win, a file too."""
+    files: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--config":
+            files += [argument, *[value for value in [next(rest, None)] if value is not None]]
+        else:
+            (files if argument.startswith("--config=") else others).append(argument)
+    return files + others
+
+
 def _check_names(arguments: list[str]) -> None:
     """Refuses unknown keys with the nearest legal one, which the parser's own messages do not name."""
     known = keys(Config)
@@ -132,13 +146,29 @@ def _check_names(arguments: list[str]) -> None:
                     _check_file(Path(rest[0]), known)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which YAML's own takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As of SafeLoader.
+
+        Raises:
+            yaml.MarkedYAMLError: a key comes twice; names it and its line.
+        """
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, (key, _) in enumerate(node.value):
+            if keys.count(key.value) > 1 and key.value in keys[:number]:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} comes twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _check_file(path: Path, known: set[str]) -> None:
     if not path.exists():
         raise InputError(f"no such configuration file: {path}")
     if path.is_dir():
         raise InputError(f"--config {path} is a folder: name a YAML file, configs/photos.yaml say")
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

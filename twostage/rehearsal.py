@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from twostage.config import Config
 from twostage.runtime import stage
 
 NEEDS = {"rank": ("pretrain",), "mine": ("rank",), "train": ("mine",)}
 """what a verb by itself goes on from; `run` makes it"""
+
+SETTINGS_AS_GIVEN = ("pretrain", "clean_filter", "rank", "mine", "train")
+"""stages that note the fields of the configuration as they are; the others note some of their own"""
 
 
 def rehearse(verb: str, config: Config) -> int:
@@ -19,12 +24,16 @@ def rehearse(verb: str, config: Config) -> int:
     from twostage.data.dataset import Dataset
     from twostage.data.views import open_views
     from twostage.forecast.memory import measure
+    from twostage.runtime.session import flat
     from twostage.runtime.trackers import check_tracker
 
     folders = stages_of(verb, config)
     check_tracker(config.runtime.tracker)
     views = open_views(Dataset.open(config.data.dataset), config.data, config.run.rng_seed)
     check(config, views, folders)
+    settings = {**flat(asdict(config)), **views.digests}
+    for name in (name for name in folders if name in SETTINGS_AS_GIVEN):
+        stage.check_same(config.run.dir / name, settings)
     network = measure(config, views.num_classes)
     print(f"{config.data.dataset}: {views.num_classes} classes; trained on {len(views.train):,} images with the labels "
           f"{config.data.labels!r}, validated on {len(views.val):,}{' held out' if views.held_out else ''}, "

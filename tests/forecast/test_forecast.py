@@ -99,6 +99,7 @@ def test_steps_are_those_that_stage_2_takes(dataset: Path, tmp_path: Path) -> No
     kept = np.random.default_rng(0).choice(views.train, 137, replace=False)
     (tmp_path / "mine").mkdir()
     write_table(tmp_path / "mine" / "seeds.parquet", pa.table({"index": kept, "label": views.labels[kept]}))
+    write_json(tmp_path / "mine" / "done.json", {"inputs": {}, "results": {}})
     found = stages(dataset, f"--run.dir={tmp_path}")["train"]
     seeds = np.full(len(views.dataset), -1)
     seeds[kept] = views.labels[kept]

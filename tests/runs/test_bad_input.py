@@ -53,6 +53,23 @@ def test_other_settings_than_those_the_run_was_begun_with(digits: Path, run_dir:
     assert before == {name: (run_dir / name).read_bytes() for name in before}, "predict and export go by them"
 
 
+def test_a_rehearsal_refuses_other_settings_as_the_run_would(digits: Path, run_dir: Path) -> None:
+    rehearsal = [*command("run", digits, run_dir, pretrain__epochs="9"), "--dry-run"]
+    refused(rehearsal, "pretrain was finished with other inputs", "pretrain.epochs: 4 -> 9")
+
+
+def test_stages_of_another_dataset_are_not_gone_on_from(digits: Path, run_dir: Path, tmp_path: Path) -> None:
+    """The same photos in another order: labels by index would be those of other images."""
+    other = Path(shutil.copytree(digits, tmp_path / "other"))
+    noise = [sys.executable, "-m", "data_prep", "noise", str(other), "--name", "noisy", "--overwrite"]
+    succeed([*noise, "--kind", "symmetric", "--rate", "0.3", "--rng-seed", "5"])
+    refused(command("train", other, run_dir), "the dataset changed since", "rank was finished")
+    shutil.rmtree(run_dir / "mine")
+    refused(command("mine", other, run_dir), "the dataset changed since", "rank was finished")
+    shutil.rmtree(run_dir / "rank")
+    refused(command("rank", other, run_dir), "the dataset changed since", "pretrain was finished")
+
+
 def test_a_class_that_keeps_no_label(digits: Path, run_dir: Path) -> None:
     shutil.rmtree(run_dir / "mine")
     arguments = command("mine", digits, run_dir, mine__min_score="1", mine__min_share="0")
@@ -83,6 +100,13 @@ def test_a_stage_whose_predecessor_is_missing(digits: Path, tmp_path: Path) -> N
          ["runtime.micro_batch: 16 does not divide", "(train.batch_size)", "allowed: 2, 4, 6, 10, 12, 20, 30, 60"]),
         ("run", {"mine.min_share": "10"}, ["mine.min_share: 10.0 is not within 0..1"]),
         ("pretrain", {"pretrain.epochs": "0"}, ["pretrain.epochs is 0", "at least 1"]),
+        ("pretrain", {"pretrain.optimizer.weight_decay": "-1"}, ["pretrain.optimizer.weight_decay is -1"]),
+        ("pretrain", {"runtime.keep_checkpoints": "0"}, ["runtime.keep_checkpoints is 0", "at least 1"]),
+        ("pretrain", {"runtime.log_steps": "0"}, ["runtime.log_steps is 0"]),
+        ("pretrain", {"runtime.watchdog_seconds": "-5"}, ["runtime.watchdog_seconds is -5", "null"]),
+        ("run", {"model.weights": "nope.pth"}, ["model.weights: nope.pth does not exist"]),
+        ("run", {"augment.std": "[0]"}, ["augment.std"]),
+        ("run", {"loader.prefetch": "0"}, ["loader.prefetch"]),
         ("run", {"train.sub_epochs": "-3"}, ["train.sub_epochs is -3"]),
         ("run", {"train.dropout": "1.5"}, ["train.dropout", "dropout 1.5"]),
         ("run", {"train.ema_decay": "1.0"}, ["train.ema_decay is 1.0"]),
@@ -119,7 +143,7 @@ def test_what_was_refused_does_not_stand_in_the_way_of_what_is_right(digits: Pat
     shutil.rmtree(run_dir / "mine")
     strict = command("mine", digits, run_dir, mine__min_score="1", mine__min_share="0")
     refused(strict, "mine.allow_empty")
-    assert main([*strict[3:], "--mine.allow_empty=true"]) == 0
+    assert main([*strict[3:], "--mine.min_share=0.1"]) == 0
     shutil.rmtree(run_dir)
     refused(command("pretrain", digits, run_dir, model__name="resnet15"), "resnet14")
     assert main(command("pretrain", digits, run_dir, pretrain__epochs="1")[3:]) == 0

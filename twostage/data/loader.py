@@ -61,7 +61,7 @@ class StreamedImages:
             InputError: an option makes no sense, or an image would be enormous after resizing.
         """
         check_augment(augment)
-        _check_loader(loader)
+        check_loader(loader)
         self._dataset, self._augment, self._loader, self._device = dataset, augment, loader, device
         table = pq.read_table(dataset.path / "samples.parquet", columns=["height", "width"])
         self._stored = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1).astype(np.int64)
@@ -289,7 +289,8 @@ def open_loader(
     return CachedImages(len(dataset), *common, augment, scale, half, device, decoded, streamed.close)
 
 
-def _check_loader(loader: LoaderConfig) -> None:
+def check_loader(loader: LoaderConfig) -> None:
+    """Refuses, by InputError, values of the section `loader` that are out of range."""
     for name in ("read_threads", "decode_threads", "prefetch"):
         if getattr(loader, name) < 1:
             raise InputError(f"loader.{name}: {getattr(loader, name)}: must be at least 1")

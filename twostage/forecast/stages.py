@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from twostage.config import Config, NoiseModelConfig, PretrainConfig, TrainConfig
 from twostage.data.dataset import Dataset
 from twostage.data.passes import Indices, Source
-from twostage.data.plan import num_pieces, passes_over_labeled, unlabeled_view
+from twostage.data.plan import check_division, num_pieces, passes_over_labeled, unlabeled_view
 from twostage.data.schema import NO_LABEL, InputError
 from twostage.data.views import Views, open_clean_set, open_views
 from twostage.rows import ALL_BASELINES, WITH_CLEAN_SET, BaselineName, folder_of
 from twostage.stage1.methods import CORRECTED
+from twostage.stage2.mined import read_mined
 
 Kind = Literal["pretrain", "train", "rank"]
 KINDS: Final[tuple[Kind, ...]] = ("pretrain", "train", "rank")
@@ -153,17 +153,16 @@ class _Forecast:
         return self.scoring(name, scored, self.config.rank.batch_size, f"{len(scored):,}")
 
     def scoring(self, name: str, view: Indices, batch_size: int, views: str, passes: int = 1) -> Stage:
+        check_division(batch_size, 1, section="rank.")
         batches = -(-len(view) // batch_size)
         return Stage(name, "rank", passes, -(-batches // self.num_processes), batch_size, len(view), views=views)
 
     def seeds(self) -> tuple[Indices, str]:
         """(num_samples,) labels as mined, or as many of each class as are assumed; and which of both, for people."""
-        path = self.config.run.dir / "mine" / "seeds.parquet"
+        mined = self.config.run.dir / "mine"
+        if (mined / "done.json").exists():
+            return read_mined(mined, self.views, self.config.data).seeds, "(as mined)"
         seeds = np.full(len(self.views.dataset), NO_LABEL, dtype=np.int64)
-        if path.exists():
-            table = pq.read_table(path, columns=["index", "label"])
-            seeds[table["index"].to_numpy()] = table["label"].to_numpy()
-            return seeds, "(as mined)"
         labels = self.views.labels[self.views.train]
         for c in range(self.views.num_classes):
             members = self.views.train[labels == c]

@@ -86,12 +86,22 @@ def _read(source: str, model_name: str) -> InitialWeights:
                 f"{', '.join(IMAGENET_URLS)} and {TIMM}NAME; name a file or its URL"
             )
         source = IMAGENET_URLS[model_name]
-    scheme = urllib.parse.urlsplit(source).scheme
-    path = _download(source) if scheme in SCHEMES and "://" in source else Path(source)
-    if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise InputError(f"{source} {kind}; name a .pth or safetensors file, its URL, or {IMAGENET}")
+    check_source(source)
+    path = _download(source) if _is_url(source) else Path(source)
     return InitialWeights(read_tensors(path), file_digest(path), str(path))
+
+
+def check_source(source: str) -> None:
+    """Refuses, by InputError, the path of a file that is not there; a URL is not looked up."""
+    path = Path(source)
+    if source == IMAGENET or _is_url(source) or path.is_file():
+        return
+    kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+    raise InputError(f"{source} {kind}; name a .pth or safetensors file, its URL, or {IMAGENET}")
+
+
+def _is_url(source: str) -> bool:
+    return urllib.parse.urlsplit(source).scheme in SCHEMES and "://" in source
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -28,6 +28,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
         {"params": [p for p in wanted if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if not config.weight_decay >= 0:        # torch looks only at its default
+        raise InputError(f"optimizer.weight_decay is {config.weight_decay}; it must be at least 0")
     momentum = 0.9 if config.momentum is None else config.momentum
     # On a CPU too: three times faster for small networks. AdaGrad's exists for the CPU only.
     fused = all(p.device.type in ("cuda", "cpu") for p in wanted)

@@ -28,6 +28,7 @@ from twostage.models import build_model
 from twostage.models.initial import COUNTER, take_over
 from twostage.runtime import watchdog
 from twostage.runtime.initial_weights import InitialWeights, read_initial_weights
+from twostage.runtime.limits import check_runtime
 from twostage.runtime.mean_image import mean_image
 from twostage.runtime.world import World, agree, start, synchronise_batchnorm
 from twostage.runtime.zero import ZeroOptimizer, prepare
@@ -235,6 +236,7 @@ def open_session(config: Config) -> Session:
     Raises:
         InputError: dataset or labels are missing or damaged, or ranks were started with different configurations.
     """
+    check_runtime(config.runtime)
     deepspeed = asked_for()
     accelerator, world = start(config.runtime)
     watchdog.start(config.runtime.watchdog_seconds, world, config.run.dir)

@@ -62,7 +62,7 @@ def begin(folder: Path, inputs: dict[str, Any], world: World | None = None) -> N
         Preempted: with a world, and asked to stop before the stage computed anything.
     """
     recorded = read_inputs(folder / "inputs.json")
-    anew = recorded is None or not any(path.name != "inputs.json" for path in folder.iterdir())
+    anew = recorded is None or _untouched(folder)
     if recorded is not None and not anew:
         _compare(folder, recorded, inputs, "begun")
     _wait(world)
@@ -82,6 +82,34 @@ def finish(folder: Path, inputs: dict[str, Any], results: dict[str, Any], world:
         write_json(folder / "done.json", {"inputs": inputs, "results": results})
     _wait(world)
     watchdog.sleep()
+
+
+def check_dataset(folder: Path, digests: dict[str, str]) -> None:
+    """Checks that a stage that another goes on from was finished on the same dataset; nothing if it is not there.
+
+    Args:
+        digests: as of Views; columns that the stage did not read do not matter.
+
+    Raises:
+        InputError: samples or labels are others; lists them.
+    """
+    recorded = read_inputs(folder / "done.json") or {}
+    common = [key for key in digests if key in recorded]
+    _compare(folder, {key: recorded[key] for key in common}, {key: digests[key] for key in common}, "finished")
+
+
+def check_same(folder: Path, settings: dict[str, Any]) -> None:
+    """As `done` and `begin` would, refuses a stage that is there with other settings, as far as these go.
+
+    Raises:
+        InputError: a setting that the stage has noted is another one here.
+    """
+    for name, verb in (("done.json", "finished"), ("inputs.json", "begun")):
+        recorded = read_inputs(folder / name)
+        if recorded is not None and not (verb == "begun" and _untouched(folder)):
+            common = {key: value for key, value in settings.items() if key in recorded}
+            _compare(folder, {key: recorded[key] for key in common}, common, verb)
+            return
 
 
 def read_inputs(path: Path) -> dict[str, Any] | None:
@@ -112,6 +140,11 @@ def _read(path: Path, part: str) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged (no {part}): delete the folder {path.parent} and run again")
     return content
+
+
+def _untouched(folder: Path) -> bool:
+    """Whether a stage has been begun and nothing computed."""
+    return all(path.name == "inputs.json" for path in folder.iterdir())
 
 
 def _wait(world: World | None) -> None:

@@ -53,10 +53,12 @@ def rank(session: Session, folder: Path, model_folder: Path, *, per_class: bool 
         per_class: the network is one binary classifier per class; the score is that of the given label's classifier.
 
     Raises:
-        InputError: `folder` was begun with other inputs, or the weights do not fit the configured network.
+        InputError: `folder` was begun with other inputs, the network was trained on another dataset, or its weights do
+            not fit the configured one.
         Preempted: asked to stop; on all ranks alike.
     """
     views, world = session.views, session.world
+    stage.check_dataset(model_folder, views.digests)
     weights = model_folder / "model.safetensors"
     inputs = session.inputs(**stage.plain(session.config.rank, "rank."), weights=file_digest(weights))
     inputs |= {"per_class": True} if per_class else {}

@@ -37,6 +37,8 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
     rng_seed, runtime = session.config.run.rng_seed, session.config.runtime
 
     check_method(config)
+    for origin in (mined, mined.parent / "rank"):
+        stage.check_dataset(origin, views.digests)
     labels_left = read_mined(mined, views, session.config.data)
     seeds, val, val_labels = labels_left.seeds, labels_left.val, labels_left.val_labels
     unlabeled = plan.unlabeled_view(views.train, seeds, config.unlabeled)
