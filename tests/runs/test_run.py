@@ -102,3 +102,11 @@ def test_the_estimated_matrix_is_kept(finished: tuple[Path, list[str], str]) -> 
 
 def test_baselines_are_those_that_the_configuration_allows() -> None:
     assert set(TRAINABLE) == set(BaselineName.__args__)
+
+
+def test_balanced_cross_entropy_is_trained_where_stage_1_is_not(digits: Path, tmp_path: Path) -> None:
+    settings = {"run__baselines": "[balanced_cross_entropy]", "run__two_stage": "false", "pretrain__epochs": "1"}
+    succeed(command("run", digits, tmp_path / "run", **settings))
+    assert list(json.loads((tmp_path / "run" / "summary.json").read_text())["models"]) == [
+        "baseline_balanced_cross_entropy"
+    ]
