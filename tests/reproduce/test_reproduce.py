@@ -244,6 +244,8 @@ def test_other_settings_need_another_folder(reproduce: Reproduce, tmp_path: Path
         reproduce("--noise", "p0", "--runs", "1", "--rows", "ours", "--set", "pretrain.epochs=3")
     with pytest.raises(InputError, match=r"pretrain.epochs: 10 -> 4; choose another --out"):
         reproduce("--noise", "p0", "--runs", "1", "--rows", "ours", "--set", "pretrain.epochs=4", "--dry-run")
+    with pytest.raises(InputError, match=r"runtime.micro_batch: null -> 8; choose another --out"):
+        reproduce("--noise", "p0", "--runs", "1", "--rows", "ours", "--set", "runtime.micro_batch=8")
     reproduce("--noise", "p0", "--runs", "1", "--rows", "ours", "--set", "runtime.log_steps=7")
     settings = json.loads((tmp_path / "out" / "settings-mnist.json").read_text())
     assert settings["pretrain.epochs"] == 10 and "runtime.log_steps" not in settings

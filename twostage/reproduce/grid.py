@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from twostage.data.schema import GIVEN_LABELS, InputError, nearest
 from twostage.reproduce import paper
@@ -29,6 +29,13 @@ NOISES: Final = {"mnist": (*paper.NOISES, "asym0.2-text", "asym0.6-text"), "cifa
 OWN_KEYS: Final = ("run.dir", "run.rng_seed", "run.baselines", "data.dataset", "data.labels", "data.clean_labels")
 """configuration fields that the grid sets"""
 PATTERN: Final = re.compile(r"(sym|asym)(0|0?\.\d+|[1-9]\d*(?:\.\d+)?)(-text)?")
+UNLESS: Final[dict[str, Any]] = {
+    "loader.fancy_upsampling": True,
+    "runtime.compile": "no",
+    "runtime.micro_batch": None,
+    "runtime.sync_batch_norm": False,
+}
+"""settings of the machine that change results where they are not these"""
 
 
 @dataclass(frozen=True)

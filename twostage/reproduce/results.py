@@ -17,7 +17,7 @@ import yaml
 from twostage.data.dataset import Dataset
 from twostage.data.schema import GIVEN_LABELS, NO_LABEL, InputError, write_table
 from twostage.reproduce.done import is_tested
-from twostage.reproduce.grid import OURS, ROWS, model_folders
+from twostage.reproduce.grid import OURS, ROWS, UNLESS, model_folders
 from twostage.reproduce.labels import STATES, Ceiling, Floats, ceiling, label_shares, transition_counts
 from twostage.rows import BASELINES
 from twostage.stage1.parts import read_parts
@@ -96,10 +96,17 @@ class CellResults:
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What all runs of a grid have in common, flat, out of a whole configuration; not what changes no result."""
+    """What all runs of a grid have in common, flat, out of a whole configuration; not what changes no result.
+
+    Of the machine's sections, what changes a result only where it is not the default is left out where it is.
+    """
     kept: dict[str, Any] = {}
     own = {"run": ("dir", "rng_seed", "baselines", "two_stage"), "data": ("dataset", "labels")}
-    only: dict[str, tuple[str, ...]] = {"loader": ("window_shards",), "runtime": ("precision",), "noise_model": ()}
+    only: dict[str, tuple[str, ...]] = {
+        "loader": ("window_shards", "fancy_upsampling"),
+        "runtime": ("precision", "compile", "micro_batch", "sync_batch_norm"),
+        "noise_model": (),
+    }
 
     def add(prefix: str, tree: dict[str, Any]) -> None:
         for key, value in tree.items():
@@ -111,6 +118,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     for section, values in config.items():
         wanted = {k: v for k, v in values.items() if k not in own.get(section, ()) and k in only.get(section, values)}
         add(f"{section}.", wanted)
+    kept = {key: value for key, value in kept.items() if key not in UNLESS or value != UNLESS[key]}
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain
 

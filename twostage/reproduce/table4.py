@@ -17,7 +17,7 @@ from twostage.data.schema import InputError, nearest, read_marker, write_json
 from twostage.reproduce import table4_results, table4_rows
 from twostage.reproduce.arguments import CONFIGS
 from twostage.reproduce.command import job_environment, num_cores, starts, take_over_stage1
-from twostage.reproduce.grid import one_line
+from twostage.reproduce.grid import UNLESS, one_line
 from twostage.reproduce.jobs import Job, Outcome, StoppedError, run_jobs
 from twostage.reproduce.table4_rows import ROWS, Row
 from twostage.runtime.stage import plain
@@ -162,7 +162,8 @@ def check_settings(plan: Plan, *, note: bool = True) -> None:
     for row in plan.rows:
         settings = {"dataset": digest}
         for key, value in plain(plan.configs[row.number]).items():
-            if (not key.startswith(NO_RESULT) or key in BUT) and (row.starts_from is None or key != row.field):
+            kept = not key.startswith(NO_RESULT) or key in BUT or value != UNLESS.get(key, value)
+            if kept and (row.starts_from is None or key != row.field):
                 settings[key] = value
         now[row.name] = settings
         was = before.get(row.name, settings)
