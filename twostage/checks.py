@@ -10,7 +10,7 @@ from torch import nn
 
 from twostage.baselines import has_output_norm
 from twostage.config import Config, PretrainConfig, TrainConfig
-from twostage.data.augment import check_augment
+from twostage.data.augment import NUM_CHANNELS, check_augment
 from twostage.data.loader import check_loader
 from twostage.data.plan import check_division, num_pieces
 from twostage.data.schema import InputError, nearest
@@ -150,7 +150,7 @@ def _check_perturbed(config: Config, num_classes: int) -> None:
         build_model(
             model.name,
             num_classes=num_classes,
-            in_channels={"rgb": 3, "gray": 1}[config.augment.channels],
+            in_channels=NUM_CHANNELS[config.augment.channels],
             image_size=config.augment.size,
             dropout=model.dropout if train.dropout is None else train.dropout,
             input_noise=model.input_noise if train.input_noise is None else train.input_noise,

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_type_hints
 
@@ -126,7 +127,7 @@ def _files_first(arguments: list[str]) -> list[str]:
     rest = iter(arguments)
     for argument in rest:
         if argument == "--config":
-            files += [argument, *[value for value in [next(rest, None)] if value is not None]]
+            files += [argument, *islice(rest, 1)]
         else:
             (files if argument.startswith("--config=") else others).append(argument)
     return files + others
@@ -155,10 +156,11 @@ class _Loader(yaml.SafeLoader):
         Raises:
             yaml.MarkedYAMLError: a key comes twice; names it and its line.
         """
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for number, (key, _) in enumerate(node.value):
-            if keys.count(key.value) > 1 and key.value in keys[:number]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"{key.value!r} comes twice", problem_mark=key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -171,9 +171,7 @@ def _mine(config: Config) -> None:
         )
     dataset = Dataset.open(config.data.dataset)
     labels = dataset.labels(config.data.labels)
-    digests = {"dataset.samples": dataset.digest}
-    digests[f"dataset.labels.{config.data.labels}"] = dataset.labels_digest(config.data.labels)
-    stage.check_dataset(rank_dir, digests)
+    stage.check_dataset(rank_dir, dataset.digests(config.data.labels))
     known = config.data.clean_labels
     clean = None if known is None else dataset.labels(known).dense(len(dataset))
     inputs = {

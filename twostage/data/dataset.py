@@ -113,6 +113,13 @@ class Dataset:
             )
         return column
 
+    def digests(self, *columns: str) -> dict[str, str]:
+        """What identifies the samples and these label columns, under the names by which stages record them."""
+        return {
+            "dataset.samples": self.digest,
+            **{f"dataset.labels.{name}": self.labels_digest(name) for name in columns},
+        }
+
     def labels_digest(self, name: str) -> str:
         """SHA-256 of a label column's file."""
         return file_digest(labels_path(self.path, name))

@@ -50,8 +50,6 @@ def open_views(dataset: Dataset, config: DataConfig, rng_seed: int) -> Views:
     """
     _check_splits(config)
     given = dataset.labels(config.labels)
-    digests = {"dataset.samples": dataset.digest}
-    digests[f"dataset.labels.{config.labels}"] = dataset.labels_digest(config.labels)
     clean = None
     if config.clean_labels is not None:
         column = dataset.labels(config.clean_labels)
@@ -61,7 +59,6 @@ def open_views(dataset: Dataset, config: DataConfig, rng_seed: int) -> Views:
                 f"classes: {list(given.class_names)} and {list(column.class_names)}"
             )
         clean = column.dense(len(dataset))
-        digests[f"dataset.labels.{config.clean_labels}"] = dataset.labels_digest(config.clean_labels)
     if len(given.class_names) < 2:
         raise InputError(f"{dataset.path}: one class only ({given.class_names[0]!r}); a classifier needs at least two")
     labels = given.dense(len(dataset))
@@ -89,7 +86,7 @@ def open_views(dataset: Dataset, config: DataConfig, rng_seed: int) -> Views:
         labels=labels,
         clean=clean,
         held_out=config.holdout is not None,
-        digests=digests,
+        digests=dataset.digests(*filter(None, (config.labels, config.clean_labels))),
     )
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from twostage.config import Config
 from twostage.data import plan
+from twostage.data.augment import NUM_CHANNELS
 from twostage.data.dataset import Dataset
 from twostage.data.loader import ImageLoader, open_loader
 from twostage.data.schema import InputError
@@ -103,7 +104,7 @@ class Session:
             model = build_model(
                 self.config.model.name,
                 num_classes=num_outputs or self.views.num_classes,
-                in_channels={"rgb": 3, "gray": 1}[self.config.augment.channels],
+                in_channels=NUM_CHANNELS[self.config.augment.channels],
                 image_size=self.config.augment.size,
                 dropout=self.config.model.dropout if dropout is None else dropout,
                 input_noise=self.config.model.input_noise if input_noise is None else input_noise,

@@ -93,9 +93,7 @@ def check_dataset(folder: Path, digests: dict[str, str]) -> None:
     Raises:
         InputError: samples or labels are others; lists them.
     """
-    recorded = read_inputs(folder / "done.json") or {}
-    common = [key for key in digests if key in recorded]
-    _compare(folder, {key: recorded[key] for key in common}, {key: digests[key] for key in common}, "finished")
+    _compare_common(folder, read_inputs(folder / "done.json") or {}, digests, "finished")
 
 
 def check_same(folder: Path, settings: dict[str, Any]) -> None:
@@ -107,8 +105,7 @@ def check_same(folder: Path, settings: dict[str, Any]) -> None:
     for name, verb in (("done.json", "finished"), ("inputs.json", "begun")):
         recorded = read_inputs(folder / name)
         if recorded is not None and not (verb == "begun" and _untouched(folder)):
-            common = {key: value for key, value in settings.items() if key in recorded}
-            _compare(folder, {key: recorded[key] for key in common}, common, verb)
+            _compare_common(folder, recorded, settings, verb)
             return
 
 
@@ -152,6 +149,12 @@ def _wait(world: World | None) -> None:
         from twostage.runtime.world import barrier  # needs torch
 
         barrier(world)
+
+
+def _compare_common(folder: Path, recorded: dict[str, Any], now: dict[str, Any], verb: str) -> None:
+    """`_compare` of what both have."""
+    common = [key for key in now if key in recorded]
+    _compare(folder, {key: recorded[key] for key in common}, {key: now[key] for key in common}, verb)
 
 
 def _compare(folder: Path, recorded: dict[str, Any], inputs: dict[str, Any], verb: str) -> None:
