@@ -235,7 +235,7 @@ def _encoded(image: Image.Image, encoding: Encoding) -> bytes:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image as RGB or L; transparency is dropped, as DALI does."""
     if image.mode.startswith("I"):       # 16-bit gray PNG: convert() would clip at 255
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        return Image.fromarray(np.rint(np.asarray(image).clip(0, 65_535) / 257).astype(np.uint8))    # as DALI rounds
     if image.mode in ("L", "1", "LA"):
         return image.convert("L")
     return image.convert("RGB")

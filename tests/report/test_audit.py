@@ -275,6 +275,8 @@ def test_export_writes_a_label_column_once(run: Path, capsys: pytest.CaptureFixt
         (["--export", "given"], "has a label column 'given' already, with other labels: choose another name"),
         (["--export", "../x"], "only letters, digits"),
         (["--export", "x", "--min-confidence", "1.5"], "--min-confidence 1.5 is not within 0..1"),
+        (["--min-confidence", "0.5"], "--min-confidence needs --export NAME: it is about what that writes"),
+        (["--others", "drop"], "--others needs --export NAME"),
         (["--class", "hats"], "no class 'hats'; did you mean 'hat'? allowed: dress, hat, shirt, t-shirt"),
         (["--top", "-1"], "--top -1 is negative"),
         (["--top", "many"], "argument --top: invalid int value: 'many'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ examples:
   twostage report runs/first                          runs/first/report.html, as `twostage run` writes it at its end
   twostage report runs/demo/run-* --out demo.html     several runs side by side
 """
+EXPORT_DEFAULTS: Final[dict[str, Any]] = {"min_confidence": 0.9, "others": "keep"}
 AUDIT_EXAMPLES = """\
 examples:
   twostage audit runs/first                               the 20 most doubtful labels, and both files
@@ -78,14 +80,14 @@ def audit(arguments: list[str]) -> int:
     args = audit_parser().read(arguments)
     if args.top < 0:
         raise InputError(f"--top {args.top} is negative")
+    settings = _export_settings(args)
     judged = open_judged(args.run)
     names = judged.labels.class_names
     if args.class_name is not None and args.class_name not in names:
         raise InputError(f"no class {args.class_name!r}; {nearest(args.class_name, names)}")
-    settings = {"min_confidence": args.min_confidence, "others": args.others}
     correction = None
     if args.export is not None:
-        correction = correct(judged, min_confidence=args.min_confidence, drop=args.others == "drop")
+        correction = correct(judged, min_confidence=settings["min_confidence"], drop=settings["others"] == "drop")
         export(judged, correction, args.export, settings, dry_run=True)     # refuses before anything is written
     table = audit_table(judged)
     paths = audit_paths(args.run) if args.dry_run else write_audit(table, args.run)
@@ -113,16 +115,24 @@ def audit_parser() -> Parser:
     parser.add_argument("--top", type=int, default=20, metavar="N", help="how many to list (default: %(default)s)")
     parser.add_argument("--export", metavar="NAME", help="write corrected labels into the dataset as this label column")
     parser.add_argument(
-        "--min-confidence", type=float, default=0.9, metavar="P",
+        "--min-confidence", type=float, metavar="P",
         help="with --export: a label that was not kept becomes the predicted class where that is at least so probable "
-        "(default: %(default)s)",
+        f"(default: {EXPORT_DEFAULTS['min_confidence']})",
     )
     parser.add_argument(
-        "--others", choices=("keep", "drop"), default="keep",
+        "--others", choices=("keep", "drop"),
         help="with --export: whether the other labels that were not kept stay as given (default) or go",
     )
     parser.add_argument("--dry-run", action="store_true", help="list them, and say what would be written")
     return parser
+
+
+def _export_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of --export, which mean nothing without it."""
+    given = {name: value for name in EXPORT_DEFAULTS if (value := getattr(args, name)) is not None}
+    if given and args.export is None:
+        raise InputError(f"--{next(iter(given)).replace('_', '-')} needs --export NAME: it is about what that writes")
+    return EXPORT_DEFAULTS | given
 
 
 def listing(table: pa.Table, class_name: str | None, top: int) -> str:
