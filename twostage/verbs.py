@@ -77,10 +77,12 @@ def baselines(config: Config) -> int:
 
 
 def evaluate(config: Config) -> int:
-    """Test every trained model of the run."""
+    """Test every trained model of the run; then the report."""
     session = _open(config, "evaluate")
     if not _evaluate(session):
         raise InputError(f"{config.run.dir} holds no trained model: run `twostage pretrain` or `twostage run` first")
+    if session.world.is_main:
+        _summarise(config)
     return 0
 
 

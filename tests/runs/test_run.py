@@ -89,6 +89,17 @@ def test_folders_of_classes_and_nothing_else(digits: Path, tmp_path: Path) -> No
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_evaluate_by_itself_ends_with_the_summary_and_the_report(finished: tuple[Path, list[str], str]) -> None:
+    run_dir, arguments, _ = finished
+    pages = [run_dir / "summary.json", run_dir / "report.html"]
+    before = pages[0].read_text()
+    for page in pages:
+        page.unlink()
+    printed = succeed(["evaluate" if word == "run" else word for word in arguments])
+    assert pages[0].read_text() == before
+    assert all(page.exists() and str(page) in printed for page in pages)
+
+
 def test_the_estimated_matrix_is_kept(finished: tuple[Path, list[str], str]) -> None:
     run_dir = finished[0]
     matrices = []
