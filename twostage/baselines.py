@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from twostage.config import TrainConfig
 from twostage.data.plan import Indices
 from twostage.data.schema import InputError, write_json, write_table
 from twostage.data.views import open_clean_set
-from twostage.rows import ALL_BASELINES, BASELINES, WITH_CLEAN_SET, BaselineName, folder_of
+from twostage.rows import ALL_BASELINES, BASELINES, OWN_WEIGHTS, WITH_CLEAN_SET, Baseline, BaselineName, folder_of
 from twostage.runtime.session import Session
 from twostage.runtime.world import barrier
 from twostage.stage1 import noise_models
@@ -36,6 +37,14 @@ def train_baselines(session: Session) -> None:
         _train_one(session, name)
 
 
+def second_stage(config: TrainConfig, row: Baseline) -> TrainConfig:
+    """Stage 2's settings for a baseline. A weight is right for one method: another method comes with its authors'."""
+    if row.stage2 is None or row.stage2 == config.method:
+        return config
+    weight, reduction = OWN_WEIGHTS[row.stage2]
+    return dataclasses.replace(config, method=row.stage2, consistency_weight=weight, reduction=reduction)
+
+
 def has_output_norm(folder_name: str) -> bool:
     """Whether the network in this folder of a run has BatchNorm behind its outputs."""
     return any(folder_name == folder_of(name) and row.loss in OUTPUT_NORM for name, row in BASELINES.items())
@@ -47,7 +56,7 @@ def _train_one(session: Session, name: BaselineName) -> None:
         noise_models.train(session, folder, session.config.noise_model, row.noise_model)
         return
     if row.stage2 is not None:
-        config = dataclasses.replace(session.config.train, method=row.stage2)
+        config = second_stage(session.config.train, row)
         labeled = _clean_seeds(session) if name in WITH_CLEAN_SET else run_dir / "mine"
         train(session, folder, config, labeled, run_dir / "pretrain" / "model.safetensors")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from twostage.baselines import has_output_norm
-from twostage.config import Config, PretrainConfig, TrainConfig
+from twostage.config import CleanFilterConfig, Config, NoiseModelConfig, PretrainConfig, TrainConfig
 from twostage.data.augment import NUM_CHANNELS, check_augment
 from twostage.data.loader import check_loader
 from twostage.data.plan import check_division, num_pieces
@@ -129,6 +130,13 @@ def _check_training(
         raise InputError(f"{name}.{passes} is {getattr(section, passes)}; it must be at least 1")
     halves = name in ("train", "noise_model")
     num_pieces(section.batch_size, num_processes, micro_batch, halves=halves, section=f"{name}.")
+    match section:
+        case CleanFilterConfig(positive_weight=weight) if not 0 < weight < math.inf:
+            raise InputError(f"{name}.positive_weight is {weight}; it must be a number above 0")
+        case NoiseModelConfig(held_epochs=held, epochs=epochs) if not 0 <= held < epochs:
+            raise InputError(f"{name}.held_epochs is {held}; it must be at least 0 and below {name}.epochs, {epochs}")
+        case NoiseModelConfig(penalty_weight=weight) if not 0 <= weight < math.inf:
+            raise InputError(f"{name}.penalty_weight is {weight}; it must be a number of at least 0")
     try:
         Plateau(section.plateau)
         make_optimizer(nn.Linear(1, 1), section.optimizer)

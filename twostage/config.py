@@ -24,7 +24,9 @@ class RunConfig:
     rng_seed: int = 0
     """every random number of the run follows from this one"""
     baselines: list[BaselineName] = field(default_factory=list)
-    """trained for comparison by `run`: the other rows of the paper's Tables 3 and 4, by name; see rows.py"""
+    """trained for comparison by `run`: the other rows of the paper's Tables 3 and 4, by name, by the settings of
+    `pretrain` and `train`; but only balanced_cross_entropy and improved_baseline are balanced, and a second stage by
+    another method than train.method has its authors' weight; see rows.py"""
     two_stage: bool = True
     """whether `run` trains by the two-stage method; false: only what `baselines` and `finetune` say"""
     finetune: bool = False
@@ -191,10 +193,10 @@ class TrainConfig:
     """what is asked of unlabeled samples: pi_model: two augmentations agree; temporal_ensembling: the prediction agrees
     with those of earlier sub-epochs; pseudo_label: the prediction agrees with its own most likely class"""
     sub_epochs: int = 100
-    """passes over the labeled view"""
+    """passes over the view that `pass_over` names; of the labeled one in the paper"""
     pass_over: Literal["labeled", "unlabeled", "larger"] = "labeled"
     """the view that a sub-epoch is one pass over; `larger`, of the two, suits small sets, where temporal ensembling
-    wants every sample's prediction in each sub-epoch"""
+    wants every sample's prediction in each sub-epoch: of the larger view it has all, of the other nearly all"""
     batch_size: int = 256
     """N of the global batch, over all processes: half labeled, half unlabeled"""
     unlabeled: Literal["rest", "all"] = "rest"
@@ -220,7 +222,8 @@ class TrainConfig:
     """sub-epochs over which the consistency weight rises, from 0.7 % of it (pseudo_label: 0); 0: constant, as in the
     paper on Clothing1M"""
     ramp_down: int = 0
-    """last sub-epochs, over which the learning rate falls to almost 0: 2 at least to have an effect; 0: none"""
+    """last sub-epochs, over which the learning rate falls to almost 0: 2 at least to have an effect; 0: none. The paper
+    speaks of a ramp-down of the cost; the work it has it from lowers the learning rate (and Adam's first moment too)"""
     select: Literal["best", "last"] = "best"
     """which weights are kept: the best by validation accuracy, or the last"""
     ema_decay: float | None = None

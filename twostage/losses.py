@@ -74,8 +74,8 @@ def consistency_to_target(
 def unhinged(outputs: Tensor, labels: Tensor) -> Tensor:
     """1 - y·s with one-hot y: mean over classes and labeled slots (van Rooyen et al., 2015).
 
-    `outputs` s are not put through a softmax. They need a bound, or the loss falls for ever: put
-    BatchNorm1d(num_classes) behind the network ("BN" in Table 3).
+    `outputs` s are not put through a softmax, and larger ones always mean a smaller loss: put
+    BatchNorm1d(num_classes) behind the network ("BN" in Table 3), which leaves a scale per class to be learned.
     """
     outputs = _at_least_float32(outputs)
     return _labeled_mean((1 - _one_hot(labels, outputs) * outputs).mean(dim=1), labels)

@@ -23,7 +23,7 @@ def ramp_down(remaining: float, length: float) -> float:
 
     Source: temporal ensembling (Laine & Aila, arXiv 1610.02242), appendix A; there over the last 50 of 300 epochs, for
     the learning rate. Their code has exp(-d²/(4 length)) after d epochs of the fall, which is the same for a length of
-    50 only; this is the paper's form, whose end does not depend on the length.
+    50 only; this is the form of their text, whose end does not depend on the length.
     """
     return math.exp(-12.5 * (1.0 - _progress(remaining, length)) ** 2)
 

@@ -57,6 +57,14 @@ BASELINES: Final[dict[BaselineName, Baseline]] = {
     "pseudo_label": Baseline("two-stage, pseudo-labels", stage2="pseudo_label"),
 }
 
+OWN_WEIGHTS: Final[dict[str, tuple[float, Literal["sum", "mean"]]]] = {
+    "pi_model": (100.0, "mean"),
+    "temporal_ensembling": (30.0, "mean"),
+    "pseudo_label": (3.0, "mean"),
+}
+"""consistency_weight and reduction of a second stage whose method is not train.method: its authors', on CIFAR-10 (Laine
+& Aila, arXiv 1610.02242; the mean is over classes) and on MNIST (Lee, 2013; there is nothing to reduce)"""
+
 WITH_CLEAN_SET: Final[dict[BaselineName, Baseline]] = {
     "pseudo_label_clean": Baseline("pseudo-labels, only the clean set labeled", stage2="pseudo_label"),
     "bottom_up": Baseline("bottom-up noise layer", noise_model="bottom_up"),

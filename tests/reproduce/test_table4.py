@@ -245,6 +245,7 @@ def test_the_files_say_what_the_table_says(row: Row, tmp_path: Path) -> None:
     figures = [value.value for value in paper.TABLE4[row.number] if value is not None]
     assert all(f"{value:.2f}" in head for value in figures)
     assert config.model.name == {"AlexNet": "alexnet", "50-ResNet": "resnet50"}[row.network]
+    assert config.model.dropout == {"AlexNet": 0.5, "50-ResNet": 0.0}[row.network]
     assert config.run.dir.name == row.name and config.data.dataset == Path("runs/clothing1m/dataset")
     trained = [f"baseline_{name}" for name in config.run.baselines]
     trained += ["train"] * config.run.two_stage + ["finetune"] * config.run.finetune

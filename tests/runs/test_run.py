@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from running import command, ranking, succeed
 
+from twostage.baselines import second_stage
+from twostage.config import TrainConfig
 from twostage.rows import ALL_BASELINES as TRAINABLE
 from twostage.rows import BASELINES, BaselineName, folder_of
 
@@ -113,6 +116,18 @@ def test_the_estimated_matrix_is_kept(finished: tuple[Path, list[str], str]) -> 
 
 def test_baselines_are_those_that_the_configuration_allows() -> None:
     assert set(TRAINABLE) == set(BaselineName.__args__)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"), [("pi_model", 100), ("temporal_ensembling", 7), ("pseudo_label", 3), ("pseudo_label_clean", 3)]
+)
+def test_another_second_stage_does_not_take_the_weight_of_the_first(name: BaselineName, weight: float) -> None:
+    config = TrainConfig(method="temporal_ensembling", consistency_weight=7, reduction="sum", ramp_up=5)
+    found = second_stage(config, TRAINABLE[name])
+    same = name == config.method
+    expected = {"consistency_weight": weight, "reduction": "sum" if same else "mean", "method": found.method}
+    assert dataclasses.asdict(found) == dataclasses.asdict(config) | expected
+    assert found.method == TRAINABLE[name].stage2
 
 
 def test_balanced_cross_entropy_is_trained_where_stage_1_is_not(digits: Path, tmp_path: Path) -> None:

@@ -111,8 +111,8 @@ class CleanSet:
 def open_clean_set(views: Views, config: DataConfig, rng_seed: int) -> CleanSet:
     """The clean split; samples without a label are left out.
 
-    Validated is on the run's validation split, as the paper does. Where that is held out of the noisy training split,
-    its labels are noisy, and the same share of the clean split is held out in its place.
+    Validated is on the run's validation split, as in the works that the paper is compared with. Where that is held out
+    of the noisy training split, its labels are noisy, and the same share of the clean split is held out in its place.
 
     Raises:
         InputError: no such split (names the nearest), a class without a sample in it, or a split of another purpose.

@@ -29,7 +29,7 @@ class NoiseLayer(nn.Module):
     """
 
     transition: nn.Parameter
-    """(num_classes, num_classes) T, float32; row c holds P(given label | clean label c): the paper's Q, transposed"""
+    """(num_classes, num_classes) T, float32; row c holds P(given label | clean label c): its authors' Q, transposed"""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class NoiseLayer(nn.Module):
         """What pulls T from the identity, to be weighted: its trace, or the sum of its squares (weight decay).
 
         Of all networks and T that explain the given labels equally well, those with the true T have the smallest trace,
-        where no flip is likelier than the right label: the paper's argument for the trace. Of rows of probabilities,
+        where no flip is likelier than the right label: its authors' argument for the trace. Of rows of probabilities,
         the sum of squares is largest for the identity and smallest where all are equal.
 
         Raises:

@@ -1,6 +1,6 @@
 """ResNet-18 and ResNet-50 (He et al., 2016) with torchvision's names and shapes: its weight files load unchanged.
 
-The stride of a bottleneck sits in its 3x3 convolution ("v1.5"), not in the first 1x1 as in the paper.
+The stride of a bottleneck sits in its 3x3 convolution ("v1.5"), not in the first 1x1 as in that work.
 """
 
 from __future__ import annotations

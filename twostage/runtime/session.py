@@ -91,7 +91,7 @@ class Session:
         """The configured network with new weights that follow from rng_seed alone, the same on every rank.
 
         Args:
-            output_norm: puts BatchNorm behind the outputs, for losses that need them bounded.
+            output_norm: puts BatchNorm behind the outputs, for losses that fall with their size.
             initial: puts the weights that `model.weights` names in place of them, for a training that begins here.
             dropout, input_noise: in place of the configured ones; neither has weights.
             num_outputs: for something else than the classes; their layer is new then, whatever the initial weights are.

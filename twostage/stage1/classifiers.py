@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from twostage.data.schema import InputError
 from twostage.data.views import open_clean_set
 from twostage.runtime.session import Session
 from twostage.stage1.methods import PER_CLASS
@@ -20,11 +19,9 @@ def train_classifiers(session: Session, folder: Path) -> None:
     Validated is by the share of samples whose own classifier says the most of all.
 
     Raises:
-        InputError: there is no clean split or it lacks a class, a weight out of range, or as `pretrain`.
+        InputError: there is no clean split or it lacks a class, or as `pretrain`.
     """
     config = session.config.clean_filter
-    if not config.positive_weight > 0:
-        raise InputError(f"clean_filter.positive_weight is {config.positive_weight}; it must be above 0")
     clean_set = open_clean_set(session.views, session.config.data, session.config.run.rng_seed)
     variant = Variant(
         loss=PER_CLASS, positive_weight=config.positive_weight, clean_set=clean_set, section="clean_filter"

@@ -26,7 +26,7 @@ CORRECTED: Final = ("backward", "forward")
 PER_CLASS: Final = "binary_per_class"
 """one binary classifier per class: the outputs are not a distribution"""
 OUTPUT_NORM: Final = ("unhinged", "sigmoid")
-"""fall for ever unless the outputs are bounded: "(BN)" in Table 3"""
+"""fall with the size of the outputs, so that BatchNorm behind the network takes it out of them: "(BN)" in Table 3"""
 
 
 def loss_by_name(name: str, transition: torch.Tensor | None = None, positive_weight: float = 1.0) -> Loss:

@@ -1,7 +1,8 @@
 """Rows 2 and 3 of Table 4: a network is trained together with a model of how labels go wrong (paper, section 4.3).
 
 Half of each batch is clean and half is noisy: the clean half tells what the classes are, the noisy half what the labels
-make of them. The paper copies both rows' figures from Xiao et al. and does not say how the sets are mixed.
+make of them. The paper copies both rows' figures from Patrini et al., who quote Xiao et al., and does not say how the
+sets are mixed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Stage 1, first step: ordinary training on the noisy labels, with balanced classes (paper, sections 3.1 and 3.3).
 
-The methods that the paper is compared with differ from it by their loss alone, so the same loop trains them.
+The methods that the paper is compared with differ from it by their loss, by balancing, and some by BatchNorm behind the
+outputs or by what they validate on: so the same loop trains them.
 """
 
 from __future__ import annotations
