@@ -16,6 +16,7 @@ from twostage.data.loader import check_loader
 from twostage.data.plan import check_division, num_pieces
 from twostage.data.schema import InputError, nearest
 from twostage.data.views import Views, open_clean_set
+from twostage.machine_config import RuntimeConfig
 from twostage.models import build_model
 from twostage.report.runs import asked
 from twostage.rows import ALL_BASELINES, WITH_CLEAN_SET, Baseline, folder_of, titles
@@ -27,6 +28,7 @@ from twostage.stage1.mine import check_shares
 from twostage.stage2.methods import check_method
 
 BY_FOLDER: dict[str, Baseline] = {folder_of(name): row for name, row in ALL_BASELINES.items()}
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 ON_CLEAN_SET = ("clean_filter", "finetune", *map(folder_of, WITH_CLEAN_SET))
 
 
@@ -74,7 +76,7 @@ def check(config: Config, views: Views, stages: Sequence[str], num_processes: in
         except InputError as error:
             raise InputError(f"model.weights: {error}") from error
     for name in sections:
-        _check_training(name, getattr(config, name), num_processes, config.runtime.micro_batch)
+        _check_training(name, getattr(config, name), num_processes, config.runtime)
     if "rank" in stages:
         check_division(config.rank.batch_size, 1, section="rank.")
     if "mine" in stages:
@@ -123,13 +125,19 @@ def _sections(stages: Sequence[str]) -> list[str]:
 
 
 def _check_training(
-    name: str, section: PretrainConfig | TrainConfig, num_processes: int, micro_batch: int | None
+    name: str, section: PretrainConfig | TrainConfig, num_processes: int, runtime: RuntimeConfig
 ) -> None:
     passes = "sub_epochs" if isinstance(section, TrainConfig) else "epochs"
     if getattr(section, passes) < 1:
         raise InputError(f"{name}.{passes} is {getattr(section, passes)}; it must be at least 1")
     halves = name in ("train", "noise_model")
-    num_pieces(section.batch_size, num_processes, micro_batch, halves=halves, section=f"{name}.")
+    pieces = num_pieces(section.batch_size, num_processes, runtime.micro_batch, halves=halves, section=f"{name}.")
+    if pieces > 1 and runtime.compile in CUDA_GRAPHS:
+        raise InputError(
+            f"runtime.compile: {runtime.compile} replays CUDA graphs, in which a piece's gradients are lost to the "
+            f"next; with runtime.micro_batch: {runtime.micro_batch} a step of `{name}` has {pieces} pieces: use "
+            "runtime.compile: default"
+        )
     match section:
         case CleanFilterConfig(positive_weight=weight) if not 0 < weight < math.inf:
             raise InputError(f"{name}.positive_weight is {weight}; it must be a number above 0")

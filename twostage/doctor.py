@@ -66,7 +66,8 @@ def doctor(arguments: list[str]) -> int:
     begun = time.monotonic()
     _, world = start(RuntimeConfig())
     facts = environment()
-    findings = [*packages(facts), *machine(facts), *disk(args.folder), *_tried("decoding", lambda: decoding(world))]
+    findings = [*packages(facts), *_tried("the machine", lambda: machine(facts, world)), *disk(args.folder)]
+    findings += _tried("decoding", lambda: decoding(world))
     findings += _tried("talking to the other processes", lambda: talking(world))
     rank = f"rank {world.rank}: process {os.getpid()} on {os.uname().nodename}, {world.device}"
     rows = gather_strings("\n".join([rank, *map(str, findings)]), world)
@@ -89,7 +90,7 @@ def packages(facts: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("ok", "DeepSpeed", "not installed; only `launch/accelerate/deepspeed-*.yaml` need it")
 
 
-def machine(facts: dict[str, Any]) -> Iterator[Finding]:
+def machine(facts: dict[str, Any], world: World) -> Iterator[Finding]:
     """Processors, memory, limits, GPUs, and what SLURM says; `facts` as above."""
     import torch
     import torch.distributed as dist
@@ -97,8 +98,10 @@ def machine(facts: dict[str, Any]) -> Iterator[Finding]:
     yield Finding("ok", "processor", f"{facts['cpu']}, {facts['cpu_cores']} cores, {facts['memory_gib']} GiB")
     gpus = facts["gpus"]
     if gpus:
-        free = [f"{name}: {torch.cuda.mem_get_info(n)[0] / 2**30:.1f} GiB free" for n, name in enumerate(gpus)]
-        yield Finding("ok", "GPUs", "; ".join(free))
+        yield Finding("ok", "GPUs", "; ".join(gpus))
+        if world.device.type == "cuda":     # only its own: to ask for another's takes memory there, or is forbidden
+            free = torch.cuda.mem_get_info(world.device)[0] / 2**30
+            yield Finding("ok", "GPU memory", f"{free:.1f} GiB free on {world.device} of {os.uname().nodename}")
         if not dist.is_nccl_available():
             yield Finding("fail", "NCCL", "this torch is built without it", "install torch from its own index")
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from twostage.config import Config
 from twostage.data.schema import InputError, file_digest, write_json
 from twostage.rows import titles
-from twostage.runtime import record
+from twostage.runtime import record, stage
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
@@ -114,6 +114,7 @@ def _two_stages(session: Session) -> None:
         _clean_filter(session)
     _rank(session)
     _on_main(session, lambda: _mine(session.config))
+    stage.see(session.run_dir / "mine")
     _train(session)
 
 
@@ -160,7 +161,6 @@ def _rank(session: Session) -> None:
 
 def _mine(config: Config) -> None:
     from twostage.data.dataset import Dataset
-    from twostage.runtime import stage
     from twostage.stage1.mine import mine
 
     rank_dir, folder = config.run.dir / "rank", config.run.dir / "mine"

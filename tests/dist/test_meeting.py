@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ import torch.distributed as dist
 from twostage.data.schema import InputError
 from twostage.runtime.meeting import meet
 try:
-    meet(float(sys.argv[1]), on_cpu=True)
+    meet(float(sys.argv[1]), 900, on_cpu=sys.argv[2] == "gloo")
 except InputError as error:
     sys.exit(f"error: {error}")
 total = torch.tensor(dist.get_rank() + 1)
 dist.all_reduce(total)
 print(f"sum {total.item()}")
+assert dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu")).options._timeout.total_seconds() == 2400
 dist.destroy_process_group()
 """
 
@@ -38,14 +40,21 @@ def free_port() -> int:
 
 
 def begin(
-    rank: int, size: int, port: int, *, seconds: float = 4, host: str = "127.0.0.1", inside: tuple[str, ...] = ()
+    rank: int,
+    size: int,
+    port: int,
+    *,
+    seconds: float = 4,
+    host: str = "127.0.0.1",
+    inside: tuple[str, ...] = (),
+    backend: str = "gloo",
 ) -> subprocess.Popen[str]:
     facts = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
     environment = {**os.environ, **facts, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     if inside:
         environment["GLOO_SOCKET_IFNAME"] = cable_end(inside[-1])
     return subprocess.Popen(
-        [*inside, sys.executable, "-c", SCRIPT, str(seconds)],
+        [*inside, sys.executable, "-c", SCRIPT, str(seconds), backend],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )
 
@@ -94,6 +103,24 @@ def test_two_processes_with_one_rank() -> None:
     assert all("two processes are rank 1, on " in said for _, said in found)
 
 
+def test_a_process_without_a_gpu_among_others_with_one_is_named() -> None:
+    port = free_port()
+    backends = ["nccl", "nccl", "gloo"]
+    begun = time.monotonic()
+    found = [ends(process) for process in [begin(rank, 3, port, backend=b) for rank, b in enumerate(backends)]]
+    assert time.monotonic() - begun < 30
+    assert [code for code, _ in found] == [1, 1, 1], found
+    assert "rank 2 on " in found[0][1] and "sees no GPU, rank 0 on" in found[0][1], found
+
+
+def test_torch_is_more_patient_than_the_watchdog() -> None:
+    from twostage.runtime.meeting import patience
+
+    assert patience(None) > timedelta(days=1)
+    for seconds in (1, 900, 3600, 86_400):
+        assert patience(seconds) >= timedelta(minutes=30) and patience(seconds) > timedelta(seconds=seconds + 300)
+
+
 def test_rank_0_on_the_wrong_machine() -> None:
     code, said = ends(begin(0, 2, free_port(), seconds=2, host="192.0.2.1"))       # an address for documentation
     assert code == 1 and "MASTER_ADDR says 192.0.2.1, which is not this machine: a wrong rank?" in said
@@ -111,7 +138,7 @@ def test_wrong_variables(facts: dict[str, str], message: str, monkeypatch: pytes
     for name, value in whole.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
-        meet(1, on_cpu=True)
+        meet(1, 900, on_cpu=True)
 
 
 @pytest.fixture

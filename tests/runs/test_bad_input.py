@@ -98,6 +98,8 @@ def test_a_stage_whose_predecessor_is_missing(digits: Path, tmp_path: Path) -> N
         ("run", {"train.batch_size": "63"}, ["train.batch_size", "63 is odd"]),
         ("run", {"train.batch_size": "60", "runtime.micro_batch": "16", "pretrain.batch_size": "64"},
          ["runtime.micro_batch: 16 does not divide", "(train.batch_size)", "allowed: 2, 4, 6, 10, 12, 20, 30, 60"]),
+        ("run", {"runtime.micro_batch": "16", "train.batch_size": "64", "pretrain.batch_size": "16",
+                 "runtime.compile": "reduce-overhead"}, ["runtime.compile: reduce-overhead", "`train` has 4 pieces"]),
         ("run", {"mine.min_share": "10"}, ["mine.min_share: 10.0 is not within 0..1"]),
         ("pretrain", {"pretrain.epochs": "0"}, ["pretrain.epochs is 0", "at least 1"]),
         ("pretrain", {"pretrain.optimizer.weight_decay": "-1"}, ["pretrain.optimizer.weight_decay is -1"]),

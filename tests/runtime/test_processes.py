@@ -32,6 +32,7 @@ from twostage.runtime.optimizers import make_optimizer
 from twostage.runtime.snapshot import model_tensors, to_bytes
 from twostage.runtime.world import (
     World,
+    _check_gpus,
     _check_launch,
     agree,
     all_reduce_sum,
@@ -279,6 +280,37 @@ def test_synchronised_batchnorm_keeps_parameters_and_names() -> None:
     synchronise_batchnorm(model, World(0, 2, torch.device("cuda", 0)))
     assert isinstance(model[1], torch.nn.SyncBatchNorm)
     assert all(parameter is before[name] for name, parameter in model.named_parameters()) and len(before) == 4
+
+
+class NormalisedAndActive(torch.nn.BatchNorm2d):
+    """As timm has them: what comes after BatchNorm is in the layer itself."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.relu(super().forward(images))
+
+
+def test_synchronised_batchnorm_does_not_drop_what_a_layer_does_besides() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), NormalisedAndActive(4))
+    with pytest.raises(InputError, match=r"sync_batch_norm: 1 is a .*\.NormalisedAndActive, which torch would replace"):
+        synchronise_batchnorm(model, World(0, 2, torch.device("cuda", 0)))
+    assert type(model[1]) is NormalisedAndActive
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "message"),
+    [(None, "LOCAL_RANK is ''"), ("x", "LOCAL_RANK is 'x'"), ("2", r"LOCAL_RANK is 2, but .* sees 2 GPU\(s\)")],
+)
+def test_more_processes_than_gpus(local_rank: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with pytest.raises(InputError, match=message):
+        start(RuntimeConfig())
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    _check_gpus()
 
 
 SCRIPT = """

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from twostage.config import AugmentConfig, Config, DataConfig, ModelConfig, RunConfig
@@ -60,6 +63,19 @@ def test_weights_for_the_same_classes_bring_their_class_layer_if_asked_to(tmp_pa
     saved = save(tmp_path / "a.pth", num_classes=4)
     found = copied(session(tmp_path, weights=str(tmp_path / "a.pth"), class_layer="loaded").new_model(initial=True))
     assert all(torch.equal(value, saved[name]) for name, value in found.items())
+
+
+def test_what_an_earlier_stage_trained_does_not_stay_in_memory(tmp_path: Path) -> None:
+    own = dataclasses.replace(session(tmp_path), accelerator=Accelerator(cpu=True))
+
+    def stage() -> weakref.ref[nn.Module]:
+        model = own.new_model()
+        network, optimizer = own.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), 4)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return weakref.ref(network)
+
+    first, second = stage(), stage()
+    assert first() is None and second() is not None
 
 
 def test_behind_batchnorm_the_network_has_them_too(tmp_path: Path) -> None:

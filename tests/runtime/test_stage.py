@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,31 @@ def test_begin_finish_done(tmp_path: Path) -> None:
     assert stage.done(folder, INPUTS)
     assert stage.read_results(folder / "done.json") == {"accuracy": 0.5}
     assert json.loads((folder / "done.json").read_text())["inputs"]["augment.mean"] == [0.5, 0.5]
+
+
+def test_all_ranks_wait_until_they_see_what_rank_0_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the run folder is on a network file system that is behind, or is not the same on all machines."""
+    for name in ("train", "rank"):
+        stage.begin(tmp_path / name, INPUTS)
+    stage.finish(tmp_path / "train", {**INPUTS, "train.lr": 0.2}, {})
+    late = threading.Timer(0.3, stage.finish, (tmp_path / "train", INPUTS, {}))
+    late.start()
+    stage.see(tmp_path / "train", INPUTS)
+    assert stage.done(tmp_path / "train", INPUTS)
+    stage.see(tmp_path / "train")
+    late.join()
+    monkeypatch.setattr(stage, "SEE_SECONDS", 0.2)
+    with pytest.raises(InputError, match=r"has not seen it for 0.2 s: run\.dir must be the same folder"):
+        stage.see(tmp_path / "rank")
+    monkeypatch.setattr(stage, "SEE_SECONDS", 60)
+    monkeypatch.setattr(stage, "SAY_SECONDS", 0.1)
+    late = threading.Timer(0.6, stage.finish, (tmp_path / "rank", INPUTS, {}))
+    late.start()
+    stage.see(tmp_path / "rank", INPUTS)
+    late.join()
+    assert f"waiting to see {tmp_path / 'rank' / 'done.json'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["begun", "finished"])

@@ -1,7 +1,7 @@
 """Backward pass and optimizer step, and what all ranks must know of each other before it is taken.
 
-In every step each rank says two things: whether its loss is finite, and whether it was asked to stop. The question
-travels while the backward pass is computed, so that no step waits for it.
+In every step each rank says two things: whether its loss is finite, and whether it was asked to stop. The answer is
+read behind the backward pass, so that no program waits for it; on GPUs it comes before that pass in the same queue.
 """
 
 from __future__ import annotations

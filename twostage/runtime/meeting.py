@@ -20,19 +20,21 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from twostage.data.schema import InputError
 
 NAMES: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LEAST_PATIENCE: Final = 1800.0
 LINGER: Final = 2.0     # seconds that rank 0, which keeps what all look at, stays for the others to see why it goes
 
 
-def meet(seconds: float, *, on_cpu: bool) -> None:
+def meet(seconds: float, watchdog_seconds: float | None, *, on_cpu: bool) -> None:
     """Joins the process group, unless there is one or this process is alone.
 
     Args:
         seconds: how long processes wait for each other.
+        watchdog_seconds: how long they may stand still later on, before the watchdog ends them with its reasons.
         on_cpu: they talk by gloo, else by NCCL.
 
     Raises:
         InputError: a variable is missing or wrong, the first process cannot be reached or its port is taken, two
-            processes have the same rank, or some have not come in time (names them).
+            processes have the same rank, some have not come in time (names them), or some see a GPU and some none.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         return
@@ -42,10 +44,23 @@ def meet(seconds: float, *, on_cpu: bool) -> None:
     # would read the addresses of the first one's processes, and connect to the dead
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     meeting = PrefixStore(f"attempt {attempt}", store)
-    _take_seat(meeting, rank)
+    backend = "gloo" if on_cpu else "nccl"
+    _take_seat(meeting, rank, backend)
     _wait_for_all(meeting, rank, size, seconds)
+    limit = patience(watchdog_seconds)
+    store.set_timeout(limit)        # by the store NCCL's processes find each other, but not before they first talk
     group = PrefixStore("group", meeting)
-    dist.init_process_group("gloo" if on_cpu else "nccl", store=group, rank=rank, world_size=size)
+    dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=limit)
+
+
+def patience(watchdog_seconds: float | None) -> timedelta:
+    """How long torch lets a process wait for the others: longer than the watchdog, as it ends them without a reason.
+
+    Its own limit with NCCL is 10 minutes, which a rank that downloads weights or mines for all may need.
+    """
+    if watchdog_seconds is None:
+        return timedelta(days=7)
+    return timedelta(seconds=max(LEAST_PATIENCE, 2 * watchdog_seconds + 600))
 
 
 def _facts() -> tuple[int, int, str, int]:
@@ -86,8 +101,9 @@ def _common_store(rank: int, size: int, host: str, port: int, seconds: float) ->
         ) from error
 
 
-def _take_seat(store: Store, rank: int) -> None:
+def _take_seat(store: Store, rank: int, backend: str) -> None:
     if store.add(f"taken/{rank}", 1) == 1:
+        store.set(f"backend/{rank}", backend)
         store.set(f"seat/{rank}", _here())
         return
     other = store.get(f"seat/{rank}").decode()
@@ -109,6 +125,7 @@ def _wait_for_all(store: Store, rank: int, size: int, seconds: float) -> None:
                 store.set("refusal", refusal)
                 raise InputError(f"rank {rank} on {_here()}: {refusal}; is it started, with this MASTER_ADDR?")
             time.sleep(0.05)
+        _check_backends(store, size)
         store.add("met", 1)
         while rank == 0 and store.add("met", 0) < size:     # its store must not go before all have looked
             time.sleep(0.01)
@@ -118,6 +135,20 @@ def _wait_for_all(store: Store, rank: int, size: int, seconds: float) -> None:
         raise
     except RuntimeError as error:
         raise InputError(f"rank {rank} on {_here()}: rank 0 ended before all had come; it said why") from error
+
+
+def _check_backends(store: Store, size: int) -> None:
+    """Each process chooses by the GPUs that it sees, and those that choose differently would never meet."""
+    by_backend: dict[str, int] = {}
+    for rank in range(size):
+        by_backend.setdefault(store.get(f"backend/{rank}").decode(), rank)
+    if len(by_backend) > 1:
+        without, with_gpu = by_backend["gloo"], by_backend["nccl"]
+        places = [store.get(f"seat/{rank}").decode() for rank in (without, with_gpu)]
+        raise InputError(
+            f"rank {without} on {places[0]} sees no GPU, rank {with_gpu} on {places[1]} does: look at nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES there, or set runtime.device: cpu for all"
+        )
 
 
 def _is_own(host: str) -> bool:

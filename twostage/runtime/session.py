@@ -142,6 +142,7 @@ class Session:
         Raises:
             InputError: see `zero.prepare`; or `runtime.sync_batch_norm` is set without a GPU.
         """
+        self.accelerator.free_memory()      # else it would keep the networks and moments of all earlier stages
         if self.config.runtime.sync_batch_norm:
             synchronise_batchnorm(model, self.world)
         if self.deepspeed is None:

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from twostage.runtime.world import World
 
 ABSENT = object()
+SEE_SECONDS = 180.0
+SAY_SECONDS = 5.0
 PACKAGES = ("twostage", "torch", "accelerate", "deepspeed", "numpy", "pyarrow", "safetensors", "pillow", "webdataset")
 
 
@@ -81,7 +84,35 @@ def finish(folder: Path, inputs: dict[str, Any], results: dict[str, Any], world:
     if world is None or world.is_main:
         write_json(folder / "done.json", {"inputs": inputs, "results": results})
     _wait(world)
+    if world is not None:
+        see(folder, inputs)
     watchdog.sleep()
+
+
+def see(folder: Path, inputs: dict[str, Any] | None = None) -> None:
+    """Waits until this machine sees what rank 0 has finished, so that all ranks go by the same files from then on.
+
+    A network file system may remember for a minute that a file was not there. Of a folder in which one file is new to
+    it, it asks for all others anew, and done.json is written last.
+
+    Args:
+        inputs: those it was finished with; None: any.
+
+    Raises:
+        InputError: it does not come to see them.
+    """
+    marker, until, said = folder / "done.json", time.monotonic() + SEE_SECONDS, False
+    expected = None if inputs is None else json.loads(json.dumps(inputs))
+    while (found := read_inputs(marker)) is None or (expected is not None and found != expected):
+        if time.monotonic() > until:
+            raise InputError(
+                f"{marker} was written by rank 0, and {os.uname().nodename} has not seen it for {SEE_SECONDS:g} s: "
+                "run.dir must be the same folder on all machines"
+            )
+        if not said and time.monotonic() > until - SEE_SECONDS + SAY_SECONDS:
+            print(f"{os.uname().nodename}: waiting to see {marker}", flush=True)
+            said = True
+        time.sleep(0.05)
 
 
 def check_dataset(folder: Path, digests: dict[str, str]) -> None:

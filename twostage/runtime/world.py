@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,8 @@ from twostage.data.schema import InputError
 from twostage.machine_config import RuntimeConfig
 from twostage.runtime.meeting import meet
 from twostage.runtime.zero_config import hidden_from_accelerate
+
+PLAIN_BATCHNORM: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def start(runtime: RuntimeConfig) -> tuple[Accelerator, World]:
     One process needs no launcher. Several come by `accelerate launch` or `torchrun`; on CPUs they talk by gloo.
 
     Raises:
-        InputError: the processes did not find each other, or the precision is not available on the device.
+        InputError: the processes did not find each other, there are more of them than GPUs, or the precision is not
+            available on the device.
     """
     use_cpu = runtime.device == "cpu" or not torch.cuda.is_available()
     # accelerate searches the disk for this optimizer twice in each step, a tenth of the time of a small network's step
@@ -56,7 +60,9 @@ def start(runtime: RuntimeConfig) -> tuple[Accelerator, World]:
     # accelerate knows only the old name of this option. Buffers are never broadcast: average_batchnorm does better,
     # and new weights follow from rng_seed, so that all ranks begin with the same ones.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-    meet(runtime.start_seconds, on_cpu=use_cpu)
+    if not use_cpu:
+        _check_gpus()
+    meet(runtime.start_seconds, runtime.watchdog_seconds, on_cpu=use_cpu)
     try:
         with hidden_from_accelerate():
             accelerator = Accelerator(
@@ -93,6 +99,26 @@ def start(runtime: RuntimeConfig) -> tuple[Accelerator, World]:
             flush=True,
         )
     return accelerator, world
+
+
+def _check_gpus() -> None:
+    """accelerate would let processes without a GPU of their own share one, and NCCL or DDP would fail of it later."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    local, gpus = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
+    if not local.isdecimal():
+        raise InputError(
+            f"LOCAL_RANK is {local!r}, but with several processes on GPUs it must say which GPU of its machine each "
+            "takes; `accelerate launch`, `torchrun` and the scripts in launch/slurm set it"
+        )
+    if int(local) >= gpus:
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise InputError(
+            f"LOCAL_RANK is {local}, but this process sees {gpus} GPU(s)"
+            + (f" (CUDA_VISIBLE_DEVICES={shown})" if shown is not None else "")
+            + ": start one process for each GPU at the most, and let each see all GPUs of its machine (in SLURM "
+            "without --gpus-per-task and --gpu-bind)"
+        )
 
 
 def _emulates_bf16() -> bool:
@@ -187,13 +213,21 @@ def synchronise_batchnorm(model: nn.Module, world: World) -> None:
     """Lets every BatchNorm layer take its statistics from the slots of all ranks, in place; parameters stay the same.
 
     Raises:
-        InputError: on a CPU, where torch has no such layer.
+        InputError: on a CPU, where torch has no such layer; or a layer does more than BatchNorm (timm has some with an
+            activation), which torch would leave out.
     """
     if world.device.type == "cpu":
         raise InputError(
             "runtime.sync_batch_norm needs GPUs; on CPUs leave it off: statistics are averaged over the processes "
             "before every evaluation all the same"
         )
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) and type(layer) not in PLAIN_BATCHNORM:
+            raise InputError(
+                f"runtime.sync_batch_norm: {name} is a {type(layer).__module__}.{type(layer).__name__}, which torch "
+                "would replace by a SyncBatchNorm that does not do the rest of it: set it to false, or choose another "
+                "network"
+            )
     nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
 
 
