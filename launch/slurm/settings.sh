@@ -40,8 +40,9 @@ HEAD_ADDRESS=                           # of the first node, for the others; emp
 
 # --- where the programs are ----------------------------------------------------------------------------------------
 PATH=$PWD/.venv/bin:$PATH               # as `make setup` makes it; or: module load …
-SRUN_OPTIONS=()                         # pyxis: (--container-image=/shared/twostage.sqsh --container-mounts=/shared)
-CONTAINER=()                            # apptainer: (apptainer exec --nv --bind /shared /shared/twostage.sif)
+# With a container this repository has to lie below what is mounted, /shared here; pyxis has to be told to begin in it.
+SRUN_OPTIONS=() # pyxis: (--container-image=/shared/twostage.sqsh --container-mounts=/shared --container-workdir="$PWD")
+CONTAINER=()    # apptainer: (apptainer exec --nv --bind /shared /shared/twostage.sif)
 
 # --- a copy of the shards on each node's own disk ------------------------------------------------------------------
 # Made once for each node, checked by SHA-256, kept for the jobs that follow. Needs room for all shards.
