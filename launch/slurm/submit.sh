@@ -60,7 +60,8 @@ queue() { squeue --noheader --user="$(id -un)" --format='%F %T'; }
 if [ "$dry_run" = no ]; then
     mkdir -p "$RUN_DIR/slurm"
     exec 9> "$RUN_DIR/slurm/submit.lock"
-    flock --nonblock 9 || fail "another submit.sh is at work on $RUN_DIR"
+    # 1: somebody has the lock; anything else: this file system knows no locks, and nobody is refused
+    flock --nonblock 9 || [ $? != 1 ] || fail "another submit.sh is at work on $RUN_DIR"
     jobs=$(queue)
     for ((i = 0; i < 30; i++)); do      # a job that ends now may be requeued, or not
         if [[ $jobs != *COMPLETING* ]]; then break; fi

@@ -102,7 +102,7 @@ class Chain:
 def stub(folder: Path, name: str, script: str) -> Path:
     """A program in a folder of its own, to come before another one of the same name."""
     path = folder / "bin" / name
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return path

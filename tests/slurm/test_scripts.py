@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import re
@@ -101,3 +102,15 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         done = subprocess.run([ROOT / "launch" / "slurm" / "submit.sh", *arguments], capture_output=True, text=True,
                               check=False)
         assert done.returncode == 2 and message in done.stderr
+
+
+def test_a_second_submit_is_refused_and_nobody_is_where_the_file_system_knows_no_locks(chain: Chain) -> None:
+    stub(chain.folder, "sbatch", "echo 7")
+    (chain.run_dir / "slurm").mkdir(parents=True)
+    with (chain.run_dir / "slurm" / "submit.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = chain.call()
+        assert refused.returncode == 2 and "another submit.sh is at work on" in refused.stderr
+        assert "submitted" not in refused.stdout
+    stub(chain.folder, "flock", "echo flock: 9: Function not implemented >&2; exit 65")
+    assert list(chain.submit()) == ["prep", "merge", "pretrain", "rank", "train"]
