@@ -12,7 +12,16 @@ source "$SETTINGS"
 
 say() { echo "$(date +%FT%T) $SLURM_JOB_NAME: $*"; }
 
+mkdir -p "$RUN_DIR/slurm"               # a script that is submitted alone may be the first to come here
 say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start number $((${SLURM_RESTART_COUNT:-0} + 1))"
+
+# What scancel and scontrol are to call this job. One task of an array has the array's number as its SLURM_JOB_ID, and
+# by that number all tasks would be meant.
+job=$SLURM_JOB_ID
+if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
+
+# After `sbatch --export=NONE`, or only some variables, srun would keep from the processes what is exported here.
+export SLURM_EXPORT_ENV=ALL
 
 # All processes meet at this port of the first node: another one for each job, as jobs may share a node.
 MASTER_PORT=$((15000 + SLURM_JOB_ID % 10000))
@@ -50,7 +59,7 @@ state() { sed -n 's/^ *"state": "\([a-z]*\)".*/\1/p' "$RUN_DIR/status.json" 2> /
 # remind: signals all processes of the job but this script, until they have left; the first time they may not listen yet.
 remind() {
     while kill -0 "$pid" 2> /dev/null; do
-        scancel --signal=USR2 "$SLURM_JOB_ID"
+        scancel --signal=USR2 "$job" || true        # once more in 10 s: the controller may be restarting
         sleep 10
     done
 }
@@ -64,8 +73,12 @@ requeue() {
         exit 75
     fi
     say "saved; requeued"
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 0
+    for _ in 1 2 3 4 5; do
+        if scontrol requeue "$job"; then exit 0; fi
+        sleep 10
+    done
+    say "not requeued: SLURM refused it five times, see above. All is saved; submit.sh goes on with it"
+    exit 75
 }
 
 # stage VERB OPTION…: a verb of twostage in all processes, to its end. `alone` is the same in one process.

@@ -119,6 +119,12 @@ class Cluster:
         words = self.succeed("scontrol", "-o", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def tasks(self, number: str) -> dict[str, Mapping[str, str]]:
+        """Of an array job, the same of each task, by its number in the array."""
+        lines = self.succeed("scontrol", "-o", "show", "job", number).splitlines()
+        tasks = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+        return {task["ArrayTaskId"]: task for task in tasks}
+
     def state(self, number: str) -> str:
         """RUNNING, COMPLETED, FAILED, CANCELLED, …; of an array job, the first of its tasks' that is not COMPLETED."""
         lines = self.succeed("scontrol", "-o", "show", "job", number).splitlines()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.chain import ROOT, Chain, stub
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, search_path
 
 FAKE = ROOT / "tests" / "slurm" / "fake_program.py"
 STAGES = ["pretrain", "rank", "train"]
@@ -38,6 +39,21 @@ def wait_for_start(chain: Chain, verb: str, count: int) -> None:
     chain.cluster.wait(lambda: sum(line.startswith(verb) for line in starts(chain)) >= count, f"{verb} to begin")
 
 
+def unreliable(chain: Chain, program: str, arguments: str, times: int) -> None:
+    """Lets jobs find a program of SLURM that, called with such arguments, does not reach the controller so many times;
+    and a `sleep` that does not take as long as it is told."""
+    calls = chain.folder / f"{program}-calls"
+    stub(chain.folder, "sleep", "exec /bin/sleep 0.2")
+    path = stub(chain.folder, program, f"""\
+case "$*" in {arguments})
+    echo >> {calls}
+    if [ "$(wc -l < {calls})" -le {times} ]; then echo "{program}: unreachable" >&2; exit 1; fi ;;
+esac
+exec {shutil.which(program, path=search_path())} "$@"
+""")
+    chain.settings["PATH"] = f"{path.parent}:$PATH"
+
+
 def test_every_stage_runs_after_the_one_before_with_a_process_on_each_node(chain: Chain) -> None:
     jobs = chain.submit()
     assert list(jobs) == STAGES
@@ -56,6 +72,12 @@ def test_deepspeed_is_asked_for_as_its_launcher_would_do_it(chain: Chain) -> Non
     chain.settings["DEEPSPEED"] = "launch/deepspeed/zero1.json"
     chain.finish({"pretrain": chain.submit()["pretrain"]})
     assert all(line.endswith(" launch/deepspeed/zero1.json") for line in starts(chain))
+
+
+def test_processes_get_the_environment_also_where_sbatch_passes_none_on(chain: Chain) -> None:
+    chain.settings["ALL_JOBS"] = "(--export=NONE)"
+    chain.finish({"pretrain": chain.submit()["pretrain"]})
+    assert {line.split(" on ")[0] for line in starts(chain)} >= {"pretrain rank 0 of 2", "pretrain rank 1 of 2"}
 
 
 def test_a_failing_stage_cancels_the_rest_and_submitting_again_runs_only_what_is_missing(chain: Chain) -> None:
@@ -110,6 +132,35 @@ def test_a_job_is_requeued_up_to_the_cap_then_ends_and_submitting_again_goes_on(
     chain.finish(chain.submit())
 
 
+def test_a_job_is_requeued_although_the_controller_does_not_answer_at_first(chain: Chain) -> None:
+    unreliable(chain, "scancel", "*--signal=USR2*", 1)
+    unreliable(chain, "scontrol", "requeue*", 1)
+    behave(chain, "pretrain", "wait")
+    number = chain.submit()["pretrain"]
+    wait_for_start(chain, "pretrain", 2)
+    chain.cluster.succeed("scancel", "--batch", "--signal=USR1", number)
+    chain.cluster.wait(lambda: chain.cluster.job(number)["Restarts"] == "1", "the requeue", seconds=30)
+    log = chain.log("pretrain")
+    assert "scancel: unreachable" in log and "scontrol: unreachable" in log
+    behave(chain, "pretrain", "")
+    chain.finish({"pretrain": number})
+
+
+def test_a_job_that_cannot_be_requeued_says_so_and_submitting_again_goes_on(chain: Chain) -> None:
+    unreliable(chain, "scontrol", "requeue*", 100)
+    behave(chain, "pretrain", "wait")
+    jobs = chain.submit()
+    wait_for_start(chain, "pretrain", 2)
+    chain.cluster.succeed("scancel", "--batch", "--signal=USR1", jobs["pretrain"])
+    chain.cluster.wait_for(jobs["pretrain"], "FAILED", seconds=30)
+    assert chain.cluster.job(jobs["pretrain"])["ExitCode"] == "75:0"
+    log = chain.log("pretrain")
+    assert log.count("scontrol: unreachable") == 5 and "submit.sh goes on with it" in log.splitlines()[-1]
+    behave(chain, "pretrain", "")
+    chain.cluster.wait_for(jobs["train"], "CANCELLED")
+    assert list(chain.submit()) == STAGES
+
+
 def test_a_verb_that_ended_all_the_same_is_not_followed_by_another_before_the_requeue(chain: Chain) -> None:
     behave(chain, "rank", "finish")         # was in its last step when the signal came
     jobs = chain.submit()
@@ -133,3 +184,27 @@ def test_data_prep_is_killed_and_begun_again_and_a_status_of_earlier_changes_not
     behave(chain, "verify", "")
     chain.finish({"merge": number})
     assert "failed" not in chain.log("merge")
+
+
+def test_stopping_one_task_of_an_array_leaves_the_others_alone(chain: Chain) -> None:
+    """The task that has the array's own number as its SLURM_JOB_ID."""
+    chain.settings |= {"SOURCE": "/images", "PREP_PARTS": "3"}
+    (chain.dataset / "dataset.json").unlink()
+    behave(chain, "build", "wait")
+    number = chain.submit()["prep"]
+    wait_for_start(chain, "build", 3)
+    stopped = next(name for name, task in chain.cluster.tasks(number).items() if task["JobId"] == task["ArrayJobId"])
+    behave(chain, "build", "")
+    chain.cluster.succeed("scancel", "--batch", "--signal=USR1", f"{number}_{stopped}")
+    chain.cluster.wait(lambda: chain.cluster.tasks(number)[stopped]["JobState"] == "COMPLETED", "the stopped task")
+    assert {name: (task["JobState"], task["Restarts"]) for name, task in chain.cluster.tasks(number).items()} == {
+        name: ("COMPLETED", "1") if name == stopped else ("RUNNING", "0") for name in ("1", "2", "3")}
+    assert len(starts(chain)) == 4
+
+
+def test_a_script_that_is_submitted_alone_makes_its_folder(chain: Chain) -> None:
+    chain.settings["SOURCE"] = "/images"
+    number = chain.cluster.succeed("sbatch", "--parsable", f"--chdir={ROOT}", f"--output={chain.folder}/merge.out",
+                                   str(ROOT / "launch" / "slurm" / "merge.sbatch"), str(chain.write()))
+    chain.cluster.wait_for(number, "COMPLETED", "FAILED")
+    assert "merge: done" in chain.call("--dry-run").stdout, (chain.folder / "merge.out").read_text()
