@@ -59,11 +59,29 @@ def test_nested_sections_arrive_as_their_classes(tmp_path: Path) -> None:
         ("a: b: c", "is not YAML"),
         ("pretrain: {epochs: 7}\nmine: {}\npretrain: {batch_size: 16}", "'pretrain' comes twice.*line 3"),
         ("pretrain: {epochs: 7, epochs: 8}", "'epochs' comes twice"),
+        ("train:\n  # sub_epochs: 3\nmine: {min_score: 0.8}", r"c\.yaml: section 'train' is empty: remove"),
+        ("train: 3", "section 'train' is 3: remove the line, or give it fields"),
+        ("train: {optimizer: }", r"section 'train\.optimizer' is empty"),
+        ("train.optimizer: [adam]", r"section 'train\.optimizer' is \['adam'\]"),
+        ("train.sub_epochs: 4\ntrain: {sub_epochs: 3}", r"'train\.sub_epochs' stands beside its section 'train'"),
+        ("train: {optimizer: {name: sgd}, optimizer.lr: 2}", r"'train\.optimizer\.lr' .* section 'train\.optimizer'"),
     ],
 )
 def test_wrong_files_name_the_key_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse("run", "", write(tmp_path, text))
+
+
+def test_fields_may_stand_by_their_full_names(tmp_path: Path) -> None:
+    config = parse("run", "", write(tmp_path, "train.sub_epochs: 4\npretrain: {optimizer.lr: 0.5}\nmine: {}"))
+    assert (config.train.sub_epochs, config.pretrain.optimizer.lr) == (4, 0.5)
+
+
+def test_a_pipe_is_refused_with_the_reason(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="pipe is no regular file, .* once: save it in a file"):
+        parse("run", "", ["--config", str(pipe), *REQUIRED])
 
 
 def test_wrong_command_lines_end_with_code_2(

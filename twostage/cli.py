@@ -169,6 +169,8 @@ def _check_file(path: Path, known: set[str]) -> None:
         raise InputError(f"no such configuration file: {path}")
     if path.is_dir():
         raise InputError(f"--config {path} is a folder: name a YAML file, configs/photos.yaml say")
+    if not path.is_file():      # it is read twice: here and by the parser
+        raise InputError(f"--config {path} is no regular file, and a pipe can be read only once: save it in a file")
     try:
         tree = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -182,8 +184,20 @@ def _check_file(path: Path, known: set[str]) -> None:
             key = f"{prefix}{name}"
             if key not in known:
                 raise InputError(f"{path}: unknown key {key!r}; {_nearest_key(key, known)}")
+            section = next((section for section in _sections_of(str(name)) if section in branch), None)
+            if section is not None:     # the parser would take the later one alone
+                raise InputError(f"{path}: {key!r} stands beside its section {prefix + section!r}: move it into that")
             if isinstance(value, dict):
                 pending.append((f"{key}.", value))
+            elif any(field.startswith(f"{key}.") for field in known):
+                found = "is empty" if value is None else f"is {value!r}"
+                raise InputError(f"{path}: section {key!r} {found}: remove the line, or give it fields")
+
+
+def _sections_of(name: str) -> list[str]:
+    """Of train.optimizer.lr: train and train.optimizer."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _nearest_key(name: str, known: set[str]) -> str:
