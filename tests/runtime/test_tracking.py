@@ -100,18 +100,38 @@ def test_plain_lines_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[st
         clock.now += 50         # validation counts neither as training nor as waiting
         progress.end_epoch({"train/loss": 9.0, "train/learning_rate": 3e-4, "val/accuracy": 0.875},
                            {"train/loss": 0.123456})
+        clock.now += 10         # a checkpoint
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "pretrain epoch 1/3: step 70/100, 256 images/s, 12 % of the time waiting for them, at most 4 min left",
-        "pretrain epoch 1/3: step 100/100, 256 images/s, 12 % of the time waiting for them, at most 3 min left",
+        "pretrain epoch 1/3: step 70/100, 256 images/s, 12 % of the time waiting for them, about 4 min left",
+        "pretrain epoch 1/3: step 100/100, 256 images/s, 12 % of the time waiting for them, about 3 min left",
         "pretrain epoch 1/3: loss 0.1235, learning rate 0.0003, val accuracy 0.875; "
-        "256 images/s, 12 % of the time waiting for them, at most 3 min left",
-        "pretrain epoch 2/3: step 30/100, 256 images/s, 12 % of the time waiting for them, at most 3 min left",
-        "pretrain epoch 2/3: step 60/100, 256 images/s, 12 % of the time waiting for them, at most 2 min left",
-        "pretrain epoch 2/3: step 90/100, 256 images/s, 12 % of the time waiting for them, at most 2 min left",
+        "256 images/s, 12 % of the time waiting for them, at most about 5 min left",
+        "pretrain epoch 2/3: step 20/100, 256 images/s, 12 % of the time waiting for them, at most about 5 min left",
+        "pretrain epoch 2/3: step 50/100, 256 images/s, 12 % of the time waiting for them, at most about 4 min left",
+        "pretrain epoch 2/3: step 80/100, 256 images/s, 12 % of the time waiting for them, at most about 4 min left",
         "pretrain epoch 2/3: loss 0.1235, learning rate 0.0003, val accuracy 0.875; "
-        "256 images/s, 12 % of the time waiting for them, at most 2 min left",
+        "256 images/s, 12 % of the time waiting for them, at most about 3 min left",
     ]
+
+
+def test_the_time_left_counts_validation_and_checkpoints(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where they take longer than the steps, most of the time that is left is theirs."""
+    progress = tracking.Progress("train", 5, "sub-epoch", ALONE, interval=1)
+    begun = clock.now
+    for epoch in range(5):
+        progress.start_epoch(epoch, 10, 0)
+        for _ in range(10):
+            clock.now += 1
+            progress.step(8)
+        clock.now += 30
+        progress.end_epoch({"val/accuracy": 0.5})
+        clock.now += 20
+    whole = clock.now - begun
+    lines = [line.rsplit(", ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "about 49 s left", "nothing is known of validation yet"
+    assert lines[11] == f"at most about {tracking.duration(whole - 61)} left", "the first step of the second sub-epoch"
+    assert lines[-2:] == ["at most about 50 s left", "at most about 0 s left"]
 
 
 def test_rates_since_the_last_call(clock: Clock) -> None:

@@ -6,19 +6,23 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import digit_runs
 from twostage.__main__ import main
 from twostage.data.plan import rank_range
-from twostage.runtime import status
+from twostage.runtime import status, tracking
 from twostage.runtime.preemption import SIGNALS
+from twostage.runtime.world import World
 from twostage.stage1 import rank as ranking
 from twostage.stage1.rank import shares_of_ranks
 
@@ -90,6 +94,27 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
     rows = [pq.read_table(parts(folder)) for folder in (whole, run_dir)]
     assert rows[0].sort_by("index").equals(rows[1].sort_by("index"))
     assert (np.diff(rows[1]["index"].to_numpy()) > 0).all()
+
+
+def test_the_speed_is_that_of_all_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(tracking.sys.stderr, "isatty", lambda: False, raising=False)
+    progress = tracking.Progress("rank", 1, "pass", World(rank=0, size=8, device=torch.device("cpu")), interval=1)
+    progress.start_epoch(0, 3, 0)
+
+    def scored() -> Iterator[pa.RecordBatch]:
+        for _ in range(3):
+            clock.now += 1
+            yield pa.RecordBatch.from_pydict({"index": np.arange(50)})
+
+    nobody_asked = SimpleNamespace(anyone_asked=lambda: False)
+    assert len(list(ranking._until_asked(scored(), nobody_asked, progress, SimpleNamespace(data_wait=0.0)))) == 3
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "rank pass 1/1: step 1/3, 400 images/s, 0 % of the time waiting for them, about 2 s left"
+    )
 
 
 @pytest.fixture

@@ -165,8 +165,10 @@ class Progress:
         self._images = self._epoch_images = self._steps_taken = 0
         self._seconds = 0.0                 # of all finished epochs, validation not counted
         self._epoch_seconds = 0.0           # of the finished epoch
-        self._shown = self._rates_since = self._started = time.monotonic()
-        self._in_epoch = False
+        self._shown = self._rates_since = self._started = self._last_step = time.monotonic()
+        self._in_epoch = self._ended = False
+        self._pauses = 0                    # between epochs: validation and checkpoint
+        self._pause_seconds = 0.0           # of all of them
 
     def start_epoch(self, epoch: int, num_steps: int, first_step: int) -> None:
         """Begins an epoch of `num_steps` steps, `first_step` of which were taken before."""
@@ -174,7 +176,10 @@ class Progress:
         self.epoch, self.num_steps, self.position = epoch, num_steps, first_step
         self._images = self._epoch_images = 0
         self._started = self._rates_since = time.monotonic()
-        self._in_epoch = True
+        if self._ended:
+            self._pauses += 1
+            self._pause_seconds += self._started - self._last_step
+        self._in_epoch, self._ended = True, False
         watchdog.feed()
         if self.world.is_main and sys.stderr.isatty():
             self._bar = tqdm(total=num_steps, initial=first_step, desc=self._title(), unit="step", leave=False)
@@ -188,7 +193,8 @@ class Progress:
         self._epoch_images += num_images
         self.data_wait = data_wait
         if self.position == self.num_steps:     # what comes now is validation, not training
-            self._epoch_seconds = time.monotonic() - self._started
+            self._last_step = time.monotonic()
+            self._epoch_seconds = self._last_step - self._started
             self._seconds += self._epoch_seconds
             self._in_epoch = False
         if not self.world.is_main:
@@ -214,7 +220,7 @@ class Progress:
     def end_epoch(self, values: dict[str, float], means: Mapping[str, float] | None = None) -> None:
         """Closes an epoch with its figures: always one line, with `means` over it in place of the last steps'."""
         self.close()
-        self._shown = time.monotonic()
+        self._shown, self._ended = time.monotonic(), True
         means = means or {}
         if self.world.is_main:
             figures = ", ".join(_figure(key, value) for key, value in {**means, **values, **means}.items())
@@ -231,12 +237,23 @@ class Progress:
 
     def _speed(self) -> str:
         epoch = time.monotonic() - self._started if self._in_epoch else self._epoch_seconds
-        total = self._seconds + (epoch if self._in_epoch else 0.0)
-        left = self.num_steps - self.position + (self.num_epochs - self.epoch - 1) * self.num_steps
         return (
             f"{self._epoch_images / max(epoch, 1e-9):.0f} images/s, {100 * self.data_wait:.0f} % of the time waiting "
-            f"for them, at most {duration(left * total / max(self._steps_taken, 1))} left"
+            f"for them, {self._left(self._seconds + (epoch if self._in_epoch else 0.0))} left"
         )
+
+    def _left(self, step_seconds: float) -> str:
+        """Time until the last epoch's end, of which training may stop short; `step_seconds`: of all steps taken."""
+        epochs = self.num_epochs - self.epoch - 1
+        steps = self.num_steps - self.position + epochs * self.num_steps
+        seconds = steps * step_seconds / max(self._steps_taken, 1)
+        pauses, pause_seconds = self._pauses, self._pause_seconds
+        if self._ended:         # the checkpoint is still to come
+            pauses, pause_seconds = pauses + 1, pause_seconds + time.monotonic() - self._last_step
+        if not pauses:
+            return f"about {duration(seconds)}"
+        coming = epochs if self._ended else epochs + 1
+        return f"at most about {duration(seconds + coming * pause_seconds / pauses)}"
 
 
 class Count:

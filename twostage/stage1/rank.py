@@ -112,7 +112,7 @@ def _until_asked(
 ) -> Iterator[pa.RecordBatch]:
     for batch in rows:
         yield batch
-        progress.step(len(batch), loader.data_wait)
+        progress.step(len(batch) * progress.world.size, loader.data_wait)
         if listener.anyone_asked():
             raise _AskedError
 
