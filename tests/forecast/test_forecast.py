@@ -70,6 +70,7 @@ def test_steps_and_samples_are_those_computed_by_hand(dataset: Path) -> None:
     assert train.views == "250 labeled (375 balanced) (if 25 % are kept), 750 unlabeled"
     assert found["finetune"].steps == 4                     # 60 / 16
     assert found["evaluate"].passes == 3 and found["evaluate"].samples == 150
+    assert stages(dataset, "--rank.batch_size=40")["evaluate"].steps == 4       # as `evaluate` does: 150 / 40
     by_unlabeled = stages(dataset, "--train.pass_over=unlabeled", kept=0.5)["train"]
     assert by_unlabeled.steps == 16                         # 500 / 32
     assert stages(dataset, "--train.pass_over=larger", kept=0.5)["train"].steps == 24       # 3 x 250 / 32
@@ -158,6 +159,23 @@ def test_a_network_that_cannot_be_traced_is_measured_as_far_as_it_goes(
     assert measure(config, 3) == measure(config, 3).times(1) and measure(config, 3).activations is None
     assert main(["plan", "--run.dir=x", f"--data.dataset={dataset}", f"--model.name={__name__}:Curious"]) == 0
     assert "activations –" in capsys.readouterr().out
+
+
+def test_two_networks_take_twice_the_time_and_the_memory(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The label-noise model trains a second network on every image; validated is the first alone."""
+    found = stages(dataset, "--run.baselines=[bottom_up,label_noise]")
+    one, two = found["baseline_bottom_up"], found["baseline_label_noise"]
+    rates = parse_rates("pretrain=50,rank=100")
+    assert seconds_of(one, rates, 1) == 10 * (75 * 40 / 50 + 100 / 100)
+    assert seconds_of(two, rates, 1) == 10 * (2 * 75 * 40 / 50 + 100 / 100)
+    arguments = ["plan", "--run.dir=x", f"--data.dataset={dataset}", "--model.name=resnet14", "--run.two_stage=false",
+                 "--run.baselines=[bottom_up,label_noise]"]  # fmt: skip
+    assert main(arguments) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  baseline_")]
+    activations = [float(line.split("activations ")[1].split(",")[0]) for line in lines]
+    assert activations[1] == pytest.approx(2 * activations[0], abs=0.02) and activations[0] > 0.1
 
 
 def test_hours_follow_from_the_rates(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

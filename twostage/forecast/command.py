@@ -11,7 +11,6 @@ from twostage.config import Config, TrainConfig
 from twostage.data.schema import InputError, nearest
 from twostage.forecast.memory import Memory, measure, memory_of
 from twostage.forecast.stages import KINDS, Kind, Stage, stages_of
-from twostage.rows import folder_of
 
 RECORDED: Final[dict[Kind, float]] = {"pretrain": 4726.0, "train": 2363.0, "rank": 11894.0}
 """images/s of one H200: ResNet-50, 224 pixels, bf16, from shards (configs/RECORDS.md); of `pretrain` not measured, but
@@ -19,12 +18,11 @@ twice that of the Π step, which puts each sample through the network twice"""
 COMPILED: Final[dict[Kind, float]] = {"pretrain": 6652.0, "train": 3326.0, "rank": 11894.0}
 """the same with torch.compile"""
 UNKNOWN: Final = "–"
-TWO_NETWORKS: Final = folder_of("label_noise")
 EXAMPLES: Final = """\
 examples:
   twostage plan --config configs/photos.yaml --data.dataset my_dataset
   twostage plan --config configs/clothing1m/row07.yaml --data.dataset data/clothing1m --nodes 2 --gpus 8
-  twostage plan --config FILE --images-per-second pretrain=110,train=60,rank=400     as the log of a training says
+  twostage plan --config FILE --images-per-second pretrain=110,train=60,rank=400     a log's, divided by its processes
 """
 COLUMNS: Final = ("stage", "passes", "steps a pass", "steps", "batch", "per process", "memory, GiB", "hours", "sees")
 
@@ -77,7 +75,7 @@ def recorded_rates(config: Config) -> Mapping[Kind, float]:
 def seconds_of(stage: Stage, rates: Mapping[Kind, float], num_processes: int) -> float | None:
     """At most so long a stage takes when all processes are as fast as one; None where a rate is not known."""
     total = 0.0
-    for kind, samples in ((stage.kind, stage.samples), ("rank", stage.validated)):
+    for kind, samples in ((stage.kind, stage.networks * stage.samples), ("rank", stage.validated)):
         if samples and kind not in rates:
             return None
         total += samples / rates[kind] if samples else 0.0
@@ -106,7 +104,7 @@ def forecast(config: Config, num_processes: int, given: Mapping[Kind, float], ke
         memory = None
         if stage.config is not None:
             memory = memory_of(
-                config, stage.config, views.dataset, network.times(2) if stage.name == TWO_NETWORKS else network,
+                config, stage.config, views.dataset, network.times(stage.networks),
                 num_classes=views.num_classes, num_views=_views(stage), num_processes=num_processes,
             )  # fmt: skip
             details.append(f"  {stage.name}: {_parts(memory)}")
@@ -129,7 +127,8 @@ def _closing(
         missing = [f"{kind}=…" for kind in KINDS if kind in needed and kind not in rates]
         return [
             f"hours: not known for {config.model.name} at {config.augment.size} pixels in {config.runtime.precision}; "
-            f"give images/s of one GPU, as the log of a training says: --images-per-second {','.join(missing)}"
+            "give images/s of one GPU, those in the log of a training divided by the number of its processes: "
+            f"--images-per-second {','.join(missing)}"
         ]
     known = [kind for kind in KINDS if kind in rates]
     used = ", ".join(f"{kind} {rates[kind]:,.0f}{'' if kind in given else ' (recorded)'}" for kind in known)
@@ -196,8 +195,9 @@ def make_parser() -> Parser:
     parser.add_argument("--gpus", type=int, default=1, metavar="M", help="processes on each of them (%(default)s)")
     parser.add_argument(
         "--images-per-second", default="", metavar="KIND=RATE,...",
-        help="of one GPU: pretrain (training, one augmentation of a sample), train (the Π step; a sample counts once), "
-        "rank (scoring); default: what was recorded, for a ResNet-50 at 224 pixels in bf16 on an H200",
+        help="of one GPU (a log has those of all processes together): pretrain (training, one augmentation of a "
+        "sample), train (the Π step; a sample counts once), rank (scoring); default: what was recorded, for a "
+        "ResNet-50 at 224 pixels in bf16 on an H200",
     )
     parser.add_argument(
         "--kept", type=float, default=0.25, metavar="SHARE",

@@ -46,6 +46,8 @@ class Stage:
     """what it sees, for people"""
     config: PretrainConfig | TrainConfig | None = None
     """None: nothing is trained"""
+    networks: int = 1
+    """that are trained together, each on all samples; only one of them is validated"""
 
 
 def stages_of(config: Config, num_processes: int, kept: float) -> tuple[Views, list[Stage]]:
@@ -67,7 +69,9 @@ def stages_of(config: Config, num_processes: int, kept: float) -> tuple[Views, l
     if config.run.finetune:
         found.append(forecast.on_clean_set("finetune", config.finetune))
     trained = sum(stage.config is not None and stage.name != "clean_filter" for stage in found)
-    found.append(forecast.scoring("evaluate", views.test, 256, f"{trained} network(s)", passes=trained))
+    found.append(
+        forecast.scoring("evaluate", views.test, config.rank.batch_size, f"{trained} network(s)", passes=trained)
+    )
     return views, found
 
 
@@ -91,7 +95,8 @@ class _Forecast:
     def baseline(self, name: BaselineName) -> list[Stage]:
         row, config, views = ALL_BASELINES[name], self.config, self.views
         if row.noise_model is not None:
-            return [self.noise_model(folder_of(name), config.noise_model)]
+            networks = 2 if row.noise_model == "label_noise" else 1
+            return [self.noise_model(folder_of(name), config.noise_model, networks)]
         if row.stage2 is not None:
             labeled = self.clean_labels() if name in WITH_CLEAN_SET else self.seeds()
             method = dataclasses.replace(config.train, method=row.stage2)
@@ -136,7 +141,7 @@ class _Forecast:
         return Stage(name, kind, settings.sub_epochs, steps, settings.batch_size, steps * settings.batch_size,
                      _labelled(self.views.val, self.views.labels), views, settings)  # fmt: skip
 
-    def noise_model(self, name: str, settings: NoiseModelConfig) -> Stage:
+    def noise_model(self, name: str, settings: NoiseModelConfig, networks: int) -> Stage:
         """Half clean, half noisy; one pass over the noisy ones."""
         self._check_division("noise_model", settings.batch_size, halves=True)
         clean_set = open_clean_set(self.views, self.config.data, self.config.run.rng_seed)
@@ -146,7 +151,7 @@ class _Forecast:
         noisy = f"{len(view):,} noisy{_balanced(len(view), length)}"
         return Stage(name, "pretrain", settings.epochs, steps, settings.batch_size, steps * settings.batch_size,
                      _labelled(clean_set.val, clean_set.labels), f"{noisy}, {len(clean_set.train):,} clean",
-                     settings)  # fmt: skip
+                     settings, networks)  # fmt: skip
 
     def ranking(self, name: str) -> Stage:
         scored = np.concatenate([self.views.train, self.views.val]) if self.views.held_out else self.views.train
