@@ -80,7 +80,7 @@ def test_fields_may_stand_by_their_full_names(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_with_the_reason(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(InputError, match="pipe is no regular file, .* once: save it in a file"):
+    with pytest.raises(InputError, match=r"pipe is no regular file, .* once: save it in a file"):
         parse("run", "", ["--config", str(pipe), *REQUIRED])
 
 

@@ -258,7 +258,7 @@ def _evaluate(session: Session) -> dict[str, Any]:
 
 
 def _validated(folder: Path) -> dict[str, float]:
-    """The validation accuracy that a model ended with."""
+    """The validation accuracy of a model's weights."""
     results = json.loads((folder / "done.json").read_text())["results"]
     return {"val_accuracy": results["val_accuracy"]}
 

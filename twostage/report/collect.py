@@ -66,7 +66,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     tested: list[Tested] = field(default_factory=list)
     validated: dict[str, float] = field(default_factory=dict)
-    """model -> validation accuracy it ended with, where the dataset had no test split"""
+    """model -> validation accuracy of its weights, where the dataset had no test split"""
     curves: dict[str, dict[str, tuple[Floats, Floats]]] = field(default_factory=dict)
     """stage -> metric -> (steps, values)"""
     classes: list[ClassRow] = field(default_factory=list)

@@ -52,7 +52,7 @@ class RunState:
     best_title: str | None
     """what it is called in reports"""
     val_accuracy: float | None
-    """the best of the last stage that trained, on the validation split"""
+    """of the weights of the last stage that trained, on the validation split; the best so far while it trains"""
     kept: int | None
     """labels that stage 1 kept"""
     labels: int | None
@@ -197,6 +197,10 @@ def _validated(path: Path, problems: list[str]) -> list[str]:
 
 def _val_accuracy(path: Path, stages: Sequence[str]) -> float | None:
     for stage in stages:
+        results = _json(path / stage / "done.json", []).get("results")
+        accuracy = results.get("val_accuracy") if isinstance(results, dict) else None
+        if isinstance(accuracy, int | float):
+            return float(accuracy)
         values = _metrics(path / stage).get("val/accuracy")
         if values is not None:
             return float(values[1].max())

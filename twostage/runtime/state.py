@@ -73,6 +73,8 @@ class TrainingState:
     total_steps: int = 0
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     """copy of the weights with the best validation accuracy"""
+    last_accuracy: float | None = None
+    """validation accuracy of the last epoch"""
 
     def __post_init__(self) -> None:
         self._statistics = RunningStatistics(self.model)
@@ -144,6 +146,7 @@ class TrainingState:
     def end_epoch(self, accuracy: float) -> None:
         """Takes note of an epoch's validation accuracy: learning rate, best weights; moves to the next epoch."""
         self.plateau.step(accuracy)
+        self.last_accuracy = accuracy
         if self.plateau.is_best:
             self.best = self._copied()
         self.epoch, self.step, self.meter.skipped = self.epoch + 1, 0, 0
@@ -173,6 +176,7 @@ class TrainingState:
                 "step": self.step,
                 "skipped": self.meter.skipped,
                 "plateau": self.plateau.state_dict(),
+                "last_accuracy": self.last_accuracy,
                 "rng_seed": rng_seed,
             },
             world=world,
@@ -196,6 +200,7 @@ class TrainingState:
         self.epoch, self.step = found.state["epoch"], found.state["step"]
         self.meter.skipped = found.state.get("skipped", 0)      # not in checkpoints of earlier versions
         self.plateau.load_state_dict(found.state["plateau"])
+        self.last_accuracy = found.state.get("last_accuracy", self.plateau.best)        # as `skipped`
         tensors = found.tensors()
         own = found.own_tensors(world)
         if "meter" in own:
@@ -215,6 +220,10 @@ class TrainingState:
     def kept_weights(self, select: str) -> dict[str, torch.Tensor]:
         """The weights that the stage hands on: the best by validation accuracy, or the last."""
         return self.best if select == "best" and self.best else self._copied()
+
+    def kept_accuracy(self, select: str) -> float | None:
+        """The validation accuracy of these weights."""
+        return self.plateau.best if select == "best" else self.last_accuracy
 
     def _copied(self) -> dict[str, torch.Tensor]:
         with self.validated():

@@ -233,7 +233,8 @@ def train(
         own = {name.removeprefix(prefix): value for name, value in kept if name.startswith(prefix)}
         save_weights(folder / "model.safetensors", own)
     tracking.stop_tracking(accelerator)
-    stage.finish(folder, inputs, {"epochs": state.epoch, "val_accuracy": state.plateau.best}, world)
+    results = {"epochs": state.epoch, "val_accuracy": state.kept_accuracy(config.select)}
+    stage.finish(folder, inputs, results, world)
 
 
 def _of_noisy_slots(given: Tensor, clean: Tensor) -> Tensor:

@@ -138,4 +138,5 @@ def pretrain(session: Session, folder: Path, config: PretrainConfig, variant: Va
     if world.is_main:
         save_weights(folder / "model.safetensors", state.kept_weights(config.select))
     tracking.stop_tracking(accelerator)
-    stage.finish(folder, inputs, {"epochs": state.epoch, "val_accuracy": state.plateau.best}, world)
+    results = {"epochs": state.epoch, "val_accuracy": state.kept_accuracy(config.select)}
+    stage.finish(folder, inputs, results, world)

@@ -111,4 +111,5 @@ def finetune(session: Session, folder: Path, weights: Path) -> None:
     if world.is_main:
         save_weights(folder / "model.safetensors", state.kept_weights(config.select))
     tracking.stop_tracking(accelerator)
-    stage.finish(folder, inputs, {"epochs": state.epoch, "val_accuracy": state.plateau.best}, world)
+    results = {"epochs": state.epoch, "val_accuracy": state.kept_accuracy(config.select)}
+    stage.finish(folder, inputs, results, world)

@@ -137,4 +137,5 @@ def train(session: Session, folder: Path, config: TrainConfig, mined: Path, weig
     if world.is_main:
         save_weights(folder / "model.safetensors", state.kept_weights(config.select))
     tracking.stop_tracking(accelerator)
-    stage.finish(folder, inputs, {"sub_epochs": state.epoch, "val_accuracy": state.plateau.best}, world)
+    results = {"sub_epochs": state.epoch, "val_accuracy": state.kept_accuracy(config.select)}
+    stage.finish(folder, inputs, results, world)
