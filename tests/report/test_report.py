@@ -394,6 +394,40 @@ def test_without_a_test_split_the_validation_accuracy_is_shown(copy: Path, quick
     assert [row[1] for row in rows] == ["81.00 %", "84.00 %", "92.50 %"] and rows[2][0] == "two-stage"
 
 
+NOISY, KEPT = "labels that are as noisy as those trained on", "the held-out labels that stage 1 kept"
+CLEAN, SPLIT = "labels of the clean set that were held out", "the validation split, whose labels are as noisy as those"
+
+
+@pytest.mark.parametrize(
+    ("holdout", "refined", "more", "first", "second"),
+    [
+        (0.1, True, (), f"Validated on {NOISY}. Acc", f"Validated on {KEPT}. Accuracies on different labels are not"),
+        (0.1, False, (), f"Validated on {NOISY}.", f"Validated on {NOISY}."),
+        (None, False, ("finetune",), f"Validated on {SPLIT}", f"Validated on {SPLIT}"),
+        (0.1, True, ("finetune", "baseline_improved_baseline", "baseline_bottom_up", "baseline_pseudo_label_clean"),
+         f"Validated on {NOISY}: cross-entropy, balanced cross-entropy (stage 1); on {KEPT}: improved baseline; on "
+         f"{CLEAN}: bottom-up noise layer.",
+         f"Validated on {CLEAN}: pseudo-labels, only the clean set labeled, fine-tuned on the clean set; on {KEPT}: "
+         "two-stage."),
+    ],
+    ids=["refined", "not refined", "a validation split", "with a clean set"],
+)  # fmt: skip
+def test_it_says_which_labels_each_model_was_validated_on(
+    copy: Path, quick: None, holdout: float | None, refined: bool, more: tuple[str, ...], first: str, second: str
+) -> None:
+    change_config("data", "holdout", holdout)(copy)
+    (copy / "mine" / "val.parquet").unlink()
+    if refined:
+        pq.write_table(pq.read_table(copy / "mine" / "seeds.parquet"), copy / "mine" / "val.parquet")
+    for model in more:
+        (copy / model).mkdir()
+        shutil.copy(copy / "train" / "metrics.jsonl", copy / model / "metrics.jsonl")
+    text = " ".join(parse(page_of(copy)).with_id("curves").text.split())
+    one, two = text.split("Stage 2", 1)
+    assert first in one and second in two
+    assert ("not to be compared" in text) == refined
+
+
 def test_no_second_stage_is_asked_for_where_none_is_wanted(copy: Path, quick: None) -> None:
     change_config("run", "two_stage", False)(copy)
     for stage in ("pretrain", "rank", "mine", "train", "evaluate/pretrain", "evaluate/train"):

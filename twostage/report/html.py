@@ -30,13 +30,13 @@ from twostage.report.tables import (
     shade,
     share,
 )
-from twostage.report.words import balance_notes, class_notes, doubt_notes
+from twostage.report.words import balance_notes, class_notes, doubt_notes, validation_notes
 
 MAX_CLASSES_SHOWN: Final = 60       # with a ranking curve and a strip of images
 PANELS: Final[dict[str, tuple[str, tuple[str, ...], Scale]]] = {     # metric -> (title, stages it is drawn for, scale)
     "train/loss": ("Training loss", ("stage 1", "stage 2"), "loss"),
     "train/cross_entropy": ("Cross-entropy of the kept labels", ("stage 2",), "loss"),
-    "train/consistency": ("Consistency loss, all images", ("stage 2",), "loss"),
+    "train/consistency": ("Consistency (pseudo-labels: their cross-entropy)", ("stage 2",), "loss"),
     "train/consistency_weight": ("Consistency weight", ("stage 2",), "number"),
     "val/accuracy": ("Validation accuracy", ("stage 1", "stage 2"), "share"),
     "train/learning_rate": ("Learning rate", ("stage 1", "stage 2"), "number"),
@@ -97,6 +97,7 @@ def render(run: Run) -> str:
         "floor": lowest_tenth([value for row in classes for _, _, value in row.accuracies]),
         "rankings": _rankings(run, shown),
         "strips": strips,
+        "validation_notes": validation_notes(run),
         "panels": {stage: _panels(run, stage, names) for stage, names in STAGES.items()},
         "noise": noise(run),
         "matrices": test_matrices(run),

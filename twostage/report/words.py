@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from twostage.report.collect import ClassRow, Run, Tested
+from twostage.report.collect import ClassRow, Run, Tested, setting, title_of
 from twostage.report.ranking import counts
-from twostage.report.tables import main_model, number, percent, points, reference
+from twostage.report.tables import STAGES, main_model, number, percent, points, reference
+from twostage.rows import ALL_BASELINES, WITH_CLEAN_SET, folder_of
 
 MAX_DOUBTFUL = 3
+ON_CLEAN_SET = ("finetune", *map(folder_of, WITH_CLEAN_SET))
+ON_REFINED = tuple(folder_of(name) for name, row in ALL_BASELINES.items() if row.refined_val)
 
 
 def class_notes(tested: list[Tested]) -> list[str]:
@@ -65,3 +68,36 @@ def doubt_notes(run: Run) -> list[str]:
                 note += f" and takes {percent(seen[other] / row.images)} for {run.class_name(other)}"
         notes.append(note + ".")
     return notes
+
+
+def validation_notes(run: Run) -> dict[str, str]:
+    """Stage -> which labels the models with a curve of validation accuracy in it were validated on."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for stage, names in STAGES.items():
+        for name in names:
+            if "val/accuracy" in run.curves.get(name, {}):
+                groups.setdefault(stage, {}).setdefault(_validated_on(run, name, stage), []).append(name)
+    several = len({labels for found in groups.values() for labels in found}) > 1
+    notes = {}
+    for stage, found in groups.items():
+        only = len(found) == 1
+        parts = [
+            f"on {labels}" + ("" if only else f": {', '.join(title_of(run, name) for name in names)}")
+            for labels, names in found.items()
+        ]
+        notes[stage] = f"Validated {'; '.join(parts)}."
+        if several:
+            notes[stage] += " Accuracies on different labels are not to be compared."
+    return notes
+
+
+def _validated_on(run: Run, model: str, stage: str) -> str:
+    held_out = setting(run, "data", "holdout") is not None
+    if model in ON_CLEAN_SET and held_out:
+        return "labels of the clean set that were held out"
+    refined = (run.path / "mine" / "val.parquet").exists() and model not in ON_CLEAN_SET
+    if model in ON_REFINED or (stage == "stage 2" and refined):
+        return "the held-out labels that stage 1 kept" if held_out else "the labels in mine/val.parquet"
+    if held_out:
+        return "labels that are as noisy as those trained on"
+    return "the validation split, whose labels are as noisy as those trained on unless it is clean"
