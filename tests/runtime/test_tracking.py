@@ -78,6 +78,12 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         tracking.forget_after(tmp_path / "m.jsonl", 1)
 
 
+@pytest.fixture(autouse=True)
+def nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watchdog that a run in this process has left would take these clocks for standstill."""
+    monkeypatch.setattr(tracking.watchdog, "feed", lambda: None)
+
+
 class Clock:
     now = 100.0
 
