@@ -15,8 +15,10 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data_prep.exif import EXIF_PREFIX, exif_orientation
 from data_prep.mean import PixelSums
-from data_prep.structure import exif_orientation, is_cut, jpeg_start, png_fault, webp_fault
+from data_prep.png import png_exif, png_fault, png_pixels_fault
+from data_prep.structure import is_cut, jpeg_start, webp_fault
 
 Image.MAX_IMAGE_PIXELS = None            # Pillow's own cap cannot be set per call; ours is checked from the header
 
@@ -31,6 +33,7 @@ REASONS: Final = {
     "format": "not a JPEG, PNG or WebP image",
     "truncated": "the image data ends too early",
     "damaged": "the image data cannot be decoded",
+    "unsupported": "DALI cannot read this kind of image; built with --encode, it is accepted",
     "leak": "the same image is in a split that is kept apart, by its key or its bytes",
     "not_encodable": "the image cannot be written in the format of --encode",
 }
@@ -120,7 +123,7 @@ def check_image(
         _check_pixels(width, height, limits)
         image_format = _FORMATS[str(image.format)]
         if encoding is not None:
-            written = _plain(image, data, encoding.short_side)
+            written = _plain(image, data, encoding.short_side, _orientation(image, data, kept=False))
             checked = CheckedImage(_encoded(written, encoding), encoding.image_format, written.width, written.height)
             if sums is not None:
                 sums.add(written)
@@ -128,15 +131,15 @@ def check_image(
         plain: Image.Image | None = None
         if limits.decode or (image_format == "jpeg" and limits.whole and not _has_end(data, jpeg_start(data).scan)):
             if sums is not None:
-                plain = _plain(image, data, sums.size)
+                plain = _plain(image, data, sums.size, _orientation(image, data, kept=True))
             else:
                 # A JPEG's integrity lies in its entropy code, which is decoded in full at any scale; at 1/8 the rest
                 # (inverse DCT, colour) costs little.
                 image.draft(None, (1, 1))
                 _decode(image, data)
         if text := _FAULTS[image_format](data):
-            raise RejectionError("truncated" if text.startswith("ends") else "damaged", text)
-        if exif_orientation(image.info.get("exif")) >= 5:
+            raise _fault(text)
+        if _orientation(image, data, kept=True) >= 5:
             width, height = height, width
         if sums is not None and plain is not None:
             sums.add(plain)
@@ -189,13 +192,31 @@ def _decode(image: Image.Image, data: bytes) -> None:
         raise
     except Exception as error:
         raise _rejection(f"{type(error).__name__}: {error}", data) from error
+    if image.format == "PNG" and (text := png_pixels_fault(data)):
+        raise _fault(text)
+
+
+def _fault(text: str) -> RejectionError:
+    """What becomes of the text that says what DALI minds in a file."""
+    reason = "truncated" if text.startswith("ends") else "unsupported" if text.startswith("DALI cannot") else "damaged"
+    return RejectionError(reason, text)
 
 
 def _rejection(text: str, data: bytes) -> RejectionError:
     return RejectionError("truncated" if "runcated" in text or is_cut(data) else "damaged", text)
 
 
-def _plain(image: Image.Image, data: bytes, short_side: int | None) -> Image.Image:
+def _orientation(image: Image.Image, data: bytes, kept: bool) -> int:
+    """EXIF orientation, 1..8; if the bytes are kept, as DALI applies it."""
+    exif = png_exif(data) if image.format == "PNG" else image.info.get("exif")
+    if not kept or image.format != "WEBP":
+        return exif_orientation(exif)
+    if isinstance(exif, bytes) and exif.startswith(EXIF_PREFIX):    # unknown to DALI in these files
+        return 1
+    return exif_orientation(exif, partly=True)
+
+
+def _plain(image: Image.Image, data: bytes, short_side: int | None, orientation: int) -> Image.Image:
     """Decoded, reduced, upright, RGB (or gray, if it is gray), without metadata."""
     scale = 1.0
     if short_side is not None:
@@ -204,7 +225,7 @@ def _plain(image: Image.Image, data: bytes, short_side: int | None) -> Image.Ima
     if scale < 0.5:                      # JPEG only: decodes at 1/2, 1/4, 1/8, but no less than twice the final size
         image.draft(None, (size[0] * 2, size[1] * 2))
     _decode(image, data)
-    turn = _TRANSPOSE.get(exif_orientation(image.info.get("exif")))
+    turn = _TRANSPOSE.get(orientation)
     plain = _eight_bits(image)
     if plain.size != size:
         plain = plain.resize(size, Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""What DALI minds in an image file and Pillow does not, found by decoding damaged files with both.
+"""What DALI minds in a JPEG or WebP file and Pillow does not, found by decoding damaged files with both.
 
 Pure functions on the bytes of a file.
 """
@@ -6,18 +6,16 @@ Pure functions on the bytes of a file.
 from __future__ import annotations
 
 import struct
-import zlib
 from typing import Final, NamedTuple
 
-_EXIF_HEADER: Final = b"Exif\0\0"
-_ORIENTATION: Final = 0x0112
+from data_prep.exif import EXIF_PREFIX
+from data_prep.png import png_fault
+
 _SEGMENT: Final = struct.Struct(">HH").unpack_from   # marker, length
 _FRAME: Final = struct.Struct(">BHHB").unpack_from   # precision, height, width, number of components
 _USUAL_FRAMES: Final = (0xFFC0, 0xFFC1, 0xFFC2)      # baseline, extended, progressive; all with Huffman codes
+_MAX_WEBP_SIDE: Final = 1 << 20                      # OpenCV's; only animations can be that large
 _PASSED_OVER: Final = frozenset((0xFFC4, 0xFFDB, 0xFFDD, 0xFFE0, 0xFFE2, 0xFFED, 0xFFEE, 0xFFFE))    # tables, APPn, COM
-_SHORTS: Final = (_ORIENTATION, 0x0128, 0x0213)
-_RATIONALS: Final = {0x011A: 1, 0x011B: 1, 0x013E: 2, 0x013F: 6, 0x0211: 3, 0x0214: 6}      # tag: how many of them
-_TEXTS: Final = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x8298)
 
 
 class JpegStart(NamedTuple):
@@ -61,7 +59,7 @@ def jpeg_start(data: bytes) -> JpegStart:
             return JpegStart(f"a segment of length {length} at byte {position}")
         elif marker == 0xFFDA:                       # start of scan
             return JpegStart("", position, width, height, exif)
-        elif marker == 0xFFE1 and data.startswith(_EXIF_HEADER, position + 4):
+        elif marker == 0xFFE1 and data.startswith(EXIF_PREFIX, position + 4):
             if exif is not None:
                 return JpegStart("more than one EXIF segment")
             exif = data[position + 4 : position + 2 + length]
@@ -69,43 +67,30 @@ def jpeg_start(data: bytes) -> JpegStart:
     return JpegStart("ends before the first scan")
 
 
-def png_fault(data: bytes) -> str:
-    """Says which needed chunk of a PNG file is damaged or missing, or ""; Pillow does not read the last ones.
-
-    Of an animation, DALI shows the first frame, but only where all chunks are sound.
-    """
-    position, is_animated = 8, False
-    while position + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
-        if end > len(data):
-            break
-        is_animated |= kind == b"acTL"
-        if is_animated or kind[:1].isupper():        # a chunk that a decoder needs
-            (crc,) = struct.unpack_from(">I", data, end - 4)
-            if zlib.crc32(memoryview(data)[position + 4 : end - 4]) != crc:
-                return f"the check sum of the chunk at byte {position} is wrong"
-            if kind == b"IEND":
-                return ""
-        position = end
-    return "ends before the IEND chunk"
-
-
 def webp_fault(data: bytes) -> str:
-    """Says where an extended WebP file's header and chunks contradict each other, which Pillow does not mind, or ""."""
+    """Says where an extended WebP file's header and chunks contradict each other, which Pillow does not mind, or "".
+
+    A chunk of odd length is followed by a byte that does not count. DALI 2.4, on its way to the EXIF chunk, takes it
+    for the beginning of the next chunk, and finds none from there on.
+    """
     if data[12:16] != b"VP8X":
         return ""
-    kinds = set()
+    kinds: list[bytes] = []
+    odd = ""
     position = 12
     while position + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, position)
-        kinds.add(kind)
+        kinds.append(kind)
+        if length % 2 and not odd and b"EXIF" not in kinds:
+            odd = f"DALI cannot pass over a chunk of odd length ({kind!r}) before EXIF: build with --encode"
         position += 8 + length + length % 2
     if data[20] & 0x08 and b"EXIF" not in kinds:
         return "no EXIF chunk, but its header says there is one"
     if not data[20] & 0x10 and b"ALPH" in kinds:
         return "an ALPH chunk, but its header says there is none"
-    return ""
+    if max(int.from_bytes(data[24:27], "little"), int.from_bytes(data[27:30], "little")) >= _MAX_WEBP_SIDE:
+        return f"DALI cannot decode a side of more than {_MAX_WEBP_SIDE} pixels"
+    return odd if data[20] & 0x08 else ""
 
 
 def is_cut(data: bytes) -> bool:
@@ -115,37 +100,3 @@ def is_cut(data: bytes) -> bool:
     if data.startswith(b"\x89PNG"):
         return png_fault(data).startswith("ends")
     return data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data)
-
-
-def exif_orientation(exif: object) -> int:
-    """EXIF orientation, 1..8, that DALI applies, of an EXIF block as Pillow hands it out; 1 if there is none.
-
-    Not by Pillow's `getexif`, which minds an entry's type and looks into XMP. DALI takes two bytes whatever the type,
-    reads any unknown byte order as big-endian, and reads no orientation at all where one of the entries that it knows
-    (OpenCV's list) points outside of the block.
-    """
-    if not isinstance(exif, bytes):
-        return 1
-    tiff = exif.removeprefix(_EXIF_HEADER)
-    order = "<" if tiff.startswith(b"II") else ">"
-    orientation: int | None = None
-    try:
-        if struct.unpack_from(order + "H", tiff, 2) != (42,):
-            return 1
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (num_entries,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
-            (tag,) = struct.unpack_from(order + "H", tiff, entry)
-            if tag in _SHORTS:
-                (value,) = struct.unpack_from(order + "H", tiff, entry + 8)
-                if tag == _ORIENTATION and orientation is None:
-                    orientation = value
-            elif tag in _RATIONALS:
-                (place,) = struct.unpack_from(order + "I", tiff, entry + 8)
-                struct.unpack_from(f"{8 * _RATIONALS[tag]}x", tiff, place)
-            elif tag in _TEXTS:
-                length, place = struct.unpack_from(order + "II", tiff, entry + 4)
-                struct.unpack_from(f"{length}x", tiff, place if length > 4 else 8)
-    except struct.error:                             # beyond the end
-        return 1
-    return orientation if orientation is not None and 1 <= orientation <= 8 else 1

@@ -16,7 +16,9 @@ from photos import BROKEN, KINDS, encoded, pixels, png_bomb, rgb, with_orientati
 from PIL import Image
 
 from data_prep.check import REASONS, CheckedImage, Encoding, Limits, RejectionError, check_image
-from data_prep.structure import exif_orientation, is_cut, jpeg_start, png_fault
+from data_prep.exif import exif_orientation
+from data_prep.png import png_fault
+from data_prep.structure import is_cut, jpeg_start
 
 LIMITS = Limits(max_bytes=100_000, max_pixels=1_000_000, decode=True)
 HEADER = Limits(max_bytes=100_000, max_pixels=1_000_000, decode=False)
