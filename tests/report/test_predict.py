@@ -8,6 +8,8 @@ import io
 import json
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,11 @@ def broken() -> dict[str, tuple[bytes, str]]:
     Image.open(io.BytesIO(whole)).save(two, "jpeg", exif=exif)
     begin = two.getvalue().index(b"\xff\xe1")
     segment = two.getvalue()[begin : begin + 2 + int.from_bytes(two.getvalue()[begin + 2 : begin + 4], "big")]
+    chunk = struct.pack(">I4s26s", 26, b"eXIf", segment[10:36])
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+    animation = io.BytesIO()
+    frames = [Image.fromarray(np.full((9, 9), value, np.uint8)) for value in (1, 2, 3)]
+    frames[0].save(animation, "png", save_all=True, append_images=frames[1:], default_image=True)
     return {
         "cut.jpg": (whole[: len(whole) // 2], "runcated"),
         "empty.png": (b"", "0 bytes"),
@@ -91,6 +98,8 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "old.gif": (b"GIF89a", "not a JPEG, PNG or WebP image"),
         "gap.jpg": (whole[:start] + b"\0\0\0" + whole[start:], "DALI"),      # Pillow reads it
         "exif.jpg": (whole[:2] + segment + segment + whole[2:], "more than one EXIF"),
+        "exif.png": (photo[:33] + chunk + chunk + photo[33:], "more than one eXIf"),
+        "default.png": (animation.getvalue(), "an animation whose default image"),
         "bomb.png": (png_bomb(12_000, 12_000), "12000 x 12000 pixels, the limit is 100000000"),
         "larger.png": (png_bomb(), "the limit is 100000000"),
     }
@@ -116,7 +125,7 @@ def test_broken_files_are_listed_and_the_rest_is_predicted(
     for name, why in wanted.items():
         assert why in str(problems[name]), name
         assert f"{folder / '0' / name}: {problems[name]}" in printed
-    assert "40 predicted" in printed and "10 cannot be read" in printed
+    assert "40 predicted" in printed and "12 cannot be read" in printed
     assert "1 other files passed over (1 .txt)" in printed
     good = [row for row, why in enumerate(found["problem"]) if why is None]
     assert [found["path"][row] for row in good] == alone["path"]
