@@ -194,6 +194,35 @@ def test_a_cell_that_fails_stops_no_other(reproduce: Reproduce, tmp_path: Path) 
     assert len(figures(tmp_path / "out")) == 8
 
 
+@pytest.fixture
+def stranger(tmp_path: Path) -> Path:
+    """Folder of a cell that is not asked for, and that a run has only begun to fill: no result, no environment.json."""
+    folder = tmp_path / "out" / "runs" / "mnist-asym0.6-7"
+    folder.mkdir(parents=True)
+    note = {"dataset": "mnist", "noise": "asym0.6", "run": 7, "started": [0.0]}
+    (folder / "cell.json").write_text(json.dumps(note))
+    config = {"run": {"rng_seed": 7}, "data": {"labels": "asym0.6-7"}, "mine": {"min_share": 0.1}}
+    (folder / "config.yaml").write_text(json.dumps({**config, "pretrain": {"balance": True}}))
+    return folder
+
+
+def test_a_cell_that_is_just_beginning_stops_no_other(reproduce: Reproduce, stranger: Path, tmp_path: Path) -> None:
+    assert "cannot be read" not in reproduce(*BASE)
+    assert len(figures(tmp_path / "out")) == 8
+
+
+def test_a_damaged_cell_ends_the_grid_only_when_all_others_are_there(
+    reproduce: Reproduce, stranger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stranger / "config.yaml").write_text("a: [b")
+    with pytest.raises(InputError, match="mnist-asym0.6-7 cannot be read .* delete that folder"):
+        reproduce(*BASE)
+    assert f"the tables are written later: {stranger} cannot be read" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "runs").glob("*/evaluate/train/done.json"))) == 4
+    shutil.rmtree(stranger)
+    assert reproduce(*BASE).count("already there") == 5 and len(figures(tmp_path / "out")) == 8
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_nothing_outlives_a_stop(place: Path, tmp_path: Path, number: int, code: int) -> None:
     process = start(place, *BASE, FAKE_SLEEP="60", FAKE_PIDS=str(tmp_path / "pids"))

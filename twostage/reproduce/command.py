@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -171,9 +171,17 @@ def _ended(plan: Grid | None, outcome: Outcome) -> None:
     elif outcome.seconds:
         _say(f"{outcome.name}: done in {outcome.seconds:.0f} s")
         if plan is not None:
-            _write(plan, say=False)
+            write_early(functools.partial(_write, plan, say=False))
     else:
         _say(f"{outcome.name}: already there")
+
+
+def write_early(write: Callable[[], object]) -> None:
+    """Writes the tables while other commands are at work, which a folder that cannot be read must not end."""
+    try:
+        write()
+    except InputError as error:
+        print(f"the tables are written later: {error}", file=sys.stderr, flush=True)
 
 
 def _write(plan: Grid, *, say: bool) -> None:

@@ -148,7 +148,7 @@ def collect(out: Path, dataset: str) -> list[CellResults]:
             raise InputError(
                 f"{marker.parent} cannot be read ({error!r}): delete that folder and run the same command again"
             ) from error
-        if results is not None and results.results:
+        if results is not None:
             found.append(results)
     return sorted(found, key=lambda cell: (cell.noise, cell.run, cell.min_share))
 
@@ -233,12 +233,10 @@ def _tested(folder: Path, row: str, stage1_balanced: bool) -> Path | None:
 
 
 def _read_cell(folder: Path, cell: dict[str, Any]) -> CellResults | None:
+    """What a cell holds; None before its first result, when other files may still be missing."""
     if not (folder / "config.yaml").exists():
         return None
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    environment = json.loads((folder / "environment.json").read_text())
-    mined = folder / "mine"
-    is_mined = (mined / "done.json").exists()
     results, class_names = [], ()
     for row in ROWS:
         tested = _tested(folder, row, bool(config["pretrain"]["balance"]))
@@ -248,6 +246,11 @@ def _read_cell(folder: Path, cell: dict[str, Any]) -> CellResults | None:
         class_names = tuple(test["class_names"])
         seconds = _seconds(folder, row, tested.name, cell["started"])
         results.append(Result(row, test["accuracy"], tuple(test["per_class"]), test["num_samples"], seconds))
+    if not results:
+        return None
+    environment = json.loads((folder / "environment.json").read_text())
+    mined = folder / "mine"
+    is_mined = (mined / "done.json").exists()
     return CellResults(
         dataset=cell["dataset"],
         noise=cell["noise"],

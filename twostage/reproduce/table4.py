@@ -16,7 +16,7 @@ from twostage.config import Config
 from twostage.data.schema import InputError, nearest, read_marker, write_json
 from twostage.reproduce import table4_results, table4_rows
 from twostage.reproduce.arguments import CONFIGS
-from twostage.reproduce.command import job_environment, num_cores, starts, take_over_stage1
+from twostage.reproduce.command import job_environment, num_cores, starts, take_over_stage1, write_early
 from twostage.reproduce.grid import UNLESS, one_line
 from twostage.reproduce.jobs import Job, Outcome, StoppedError, run_jobs
 from twostage.reproduce.table4_rows import ROWS, Row
@@ -194,7 +194,7 @@ def _ended(plan: Plan, outcome: Outcome) -> None:
         print(f"{outcome.name}: failed: {outcome.error}", file=sys.stderr, flush=True)
     elif outcome.seconds:
         _say(f"{outcome.name}: done in {outcome.seconds:.0f} s")
-        _write(plan)
+        write_early(functools.partial(_write, plan))
     else:
         _say(f"{outcome.name}: already there")
 
