@@ -285,12 +285,13 @@ def _summarise(config: Config) -> None:
 
     run_dir = config.run.dir
     summary: dict[str, Any] = {"models": {}}
-    for name, title in titles(config.pretrain.balance).items():
+    names = titles(config.pretrain.balance)
+    for name, title in ((n, t) for n, t in names.items() if (run_dir / n / "done.json").exists()):
         figures = run_dir / "evaluate" / name / "test.json"
         if figures.exists():
             accuracy = json.loads(figures.read_text())["accuracy"]
             summary["models"][name] = {"title": title, "test_accuracy": accuracy}
-        elif (run_dir / name / "done.json").exists():
+        else:
             summary["models"][name] = {"title": title, **_validated(run_dir / name)}
     if (run_dir / "mine" / "done.json").exists():
         summary["seeds"] = json.loads((run_dir / "mine" / "done.json").read_text())["results"]

@@ -127,3 +127,5 @@ def _model(run: Path, model: str, accuracy: float, steps: int, names: Sequence[s
     }
     (run / "evaluate" / model).mkdir(parents=True)
     schema.write_json(run / "evaluate" / model / "test.json", figures)
+    inputs = {"weights": schema.file_digest(run / model / "model.safetensors")}
+    schema.write_json(run / "evaluate" / model / "done.json", {"inputs": inputs, "results": figures})

@@ -137,6 +137,15 @@ def test_config_says_what_was_exported(tmp_path: Path) -> None:
     assert "| &lt;b&gt; | – |" in card and str(tmp_path) not in card
 
 
+def test_a_card_does_not_take_the_test_of_earlier_weights(tmp_path: Path) -> None:
+    run, out = write_run(tmp_path / "run"), tmp_path / "out"
+    (run / "train" / "model.safetensors").write_bytes((run / "pretrain" / "model.safetensors").read_bytes())
+    assert main(["export", str(run), str(out), "--without", "onnx", "--without", "pt2"]) == 0
+    card = (out / "README.md").read_text()
+    assert "| test accuracy | not evaluated |" in card and "60.00 %" not in card
+    assert "| balanced cross-entropy (stage 1) | 50.00 % |" in card
+
+
 def test_a_card_of_a_whole_run_tells_how_labels_were_mined(tmp_path: Path, run_dir: Path, hostile_dir: Path) -> None:
     from twostage.report.card import card
     from twostage.report.trained import Architecture, Trained

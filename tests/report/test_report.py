@@ -428,6 +428,41 @@ def test_it_says_which_labels_each_model_was_validated_on(
     assert ("not to be compared" in text) == refined
 
 
+@pytest.mark.parametrize("weights", ["trained again", None], ids=["trained again", "deleted"])
+def test_figures_of_earlier_weights_are_not_shown(copy: Path, quick: None, weights: str | None) -> None:
+    schema.write_json(copy / "summary.json", {"models": {"train": {"test_accuracy": 0.97}}})
+    assert "of the test images right, two-stage" in parse(page_of(copy)).with_id("result").text
+    if weights is None:
+        shutil.rmtree(copy / "train")
+    else:
+        (copy / "train" / "model.safetensors").write_text(weights)
+    page = parse(page_of(copy))
+    assert "two-stage: its test is not of the weights that are there now: run `twostage evaluate`" in page.text
+    assert "Stage 2 has no result yet" in page.text
+    assert "of the test images right, two-stage" not in page.text
+    assert [row[0] for row in page.table("Test accuracy of the models")[1:]] == [
+        "cross-entropy", "balanced cross-entropy (stage 1)"
+    ]
+
+
+def test_a_run_whose_weights_were_taken_away_keeps_its_figures(copy: Path) -> None:
+    before = collect(copy).tested
+    for weights in copy.glob("*/model.safetensors"):
+        weights.unlink()
+    found = collect(copy)
+    assert [(m.name, m.accuracy) for m in found.tested] == [(m.name, m.accuracy) for m in before] and not found.notes
+
+
+def test_a_validation_accuracy_of_earlier_weights_is_not_shown(copy: Path, quick: None) -> None:
+    shutil.rmtree(copy / "evaluate")
+    schema.write_json(copy / "summary.json", {"models": {"train": {"val_accuracy": 0.925}}})
+    for value, current in ((0.925, True), (0.875, False)):
+        schema.write_json(copy / "train" / "done.json", {"inputs": {}, "results": {"val_accuracy": value}})
+        text = parse(page_of(copy)).text
+        assert ("92.50 %" in text) == current
+        assert ("summary.json is not of the weights that are there now: run `twostage evaluate`" in text) != current
+
+
 def test_no_second_stage_is_asked_for_where_none_is_wanted(copy: Path, quick: None) -> None:
     change_config("run", "two_stage", False)(copy)
     for stage in ("pretrain", "rank", "mine", "train", "evaluate/pretrain", "evaluate/train"):

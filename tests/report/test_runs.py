@@ -101,6 +101,21 @@ def test_without_a_test_split_a_run_can_be_done(
     assert state["state"] == "done" and state["missing"] == [] and state["test_accuracy"] == {}
 
 
+def test_a_test_of_earlier_weights_does_not_count(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(run_dir, tmp_path / "run")
+    before = listed(capsys, run)["run"]
+    assert before["state"] == "done" and "train" in before["test_accuracy"]
+    (run / "train" / "model.safetensors").write_text("trained again")
+    after = listed(capsys, run)["run"]
+    assert after["missing"] == ["evaluate"] and after["state"] != "done"
+    assert after["test_accuracy"] == {k: v for k, v in before["test_accuracy"].items() if k != "train"}
+    (run / "summary.json").write_text(json.dumps({"models": {"train": {"val_accuracy": 0.9}}}))
+    (run / "train" / "done.json").write_text(json.dumps({"inputs": {}, "results": {"val_accuracy": 0.8}}))
+    assert listed(capsys, run)["run"]["missing"] == ["evaluate"], "the validation accuracy is of earlier weights too"
+
+
 def test_stage_one_is_called_balanced_where_it_is(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

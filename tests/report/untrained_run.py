@@ -69,6 +69,8 @@ def write_run(
             "class_names": list(class_names),
         }
         (path / "evaluate" / model / "test.json").write_text(json.dumps(figures))
+        inputs = {"weights": schema.file_digest(path / model / "model.safetensors")}
+        schema.write_json(path / "evaluate" / model / "done.json", {"inputs": inputs, "results": figures})
     if augment.mean == "image":
         shape = ({"rgb": 3, "gray": 1}[augment.channels], augment.size, augment.size)
         save_file({"mean_image": np.random.default_rng(0).uniform(90, 150, shape).astype(np.float32)},

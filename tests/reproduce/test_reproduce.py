@@ -215,7 +215,7 @@ def test_a_damaged_cell_ends_the_grid_only_when_all_others_are_there(
     reproduce: Reproduce, stranger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (stranger / "config.yaml").write_text("a: [b")
-    with pytest.raises(InputError, match="mnist-asym0.6-7 cannot be read .* delete that folder"):
+    with pytest.raises(InputError, match=r"mnist-asym0\.6-7 cannot be read .* delete that folder"):
         reproduce(*BASE)
     assert f"the tables are written later: {stranger} cannot be read" in capsys.readouterr().err
     assert len(list((tmp_path / "out" / "runs").glob("*/evaluate/train/done.json"))) == 4

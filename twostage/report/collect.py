@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from twostage.data.dataset import Dataset
-from twostage.data.schema import InputError, file_digest, nearest
+from twostage.data.schema import InputError, nearest
+from twostage.report.metrics import read_metrics
 from twostage.report.ranking import Floats, Ranking, read_ranking
 from twostage.rows import titles
+from twostage.runtime.current import WEIGHTS, digest_of, is_test_current, is_validation_current
 from twostage.stage1.parts import Indices
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError, pa.ArrowException)
@@ -122,8 +124,7 @@ def collect(path: Path) -> Run:
     run.environment = environment if isinstance(environment, dict) else {}
     models = _summary(run)
     run.tested = _tested(run, models)
-    found = {name: models[name].get("val_accuracy") for name in _ordered(models)}
-    run.validated = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    run.validated = _validated(run, models)
     for stage in _ordered(p.parent.name for p in path.glob("*/metrics.jsonl")):
         run.curves[stage] = run.read(path / stage / "metrics.jsonl", read_metrics) or {}
     run.classes = run.read(path / "mine" / "classes.parquet", _classes) or []
@@ -132,8 +133,8 @@ def collect(path: Path) -> Run:
     run.dataset = _dataset(run)
     run.made_by = _made_by(run)
     run.ranking = _ranking(run)
-    files = [*(f"{name}/model.safetensors" for name in TITLES), "mine/seeds.parquet", "mine/val.parquet"]
-    run.digests |= {name: file_digest(path / name) for name in files if (path / name).exists()}
+    files = [*(f"{name}/{WEIGHTS}" for name in TITLES), "mine/seeds.parquet", "mine/val.parquet"]
+    run.digests |= {name: digest for name in files if (digest := digest_of(path / name)) is not None}
     return run
 
 
@@ -148,27 +149,6 @@ def setting(run: Run, section: str, name: str) -> Any:
     """A field of config.yaml, None where it is not there."""
     values = run.config.get(section)
     return values.get(name) if isinstance(values, dict) else None
-
-
-def read_metrics(path: Path) -> dict[str, tuple[Floats, Floats]]:
-    """Reads metrics.jsonl: metric -> (steps, values), steps increasing.
-
-    A line that a crash cut short is left out; of a step that was run again after a crash, the later value counts.
-    """
-    values: dict[str, dict[int, float]] = {}
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            step = int(record["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                values.setdefault(name, {})[step] = float(value)
-    return {
-        name: (np.array(sorted(points), dtype=np.float64), np.array([points[s] for s in sorted(points)]))
-        for name, points in values.items()
-    }
 
 
 def command(run: Run) -> str:
@@ -205,13 +185,30 @@ def _summary(run: Run) -> dict[str, dict[str, Any]]:
 def _tested(run: Run, models: dict[str, dict[str, Any]]) -> list[Tested]:
     found = []
     for name in _ordered([*models, *(p.parent.name for p in run.path.glob("evaluate/*/test.json"))]):
-        title = title_of(run, name)
-        tested = run.read(run.path / "evaluate" / name / "test.json", partial(_test, name, title))
-        if tested is None and name in models:
-            accuracy = models[name].get("test_accuracy")
-            tested = Tested(name, title, float(accuracy)) if isinstance(accuracy, int | float) else None
-        if tested is not None:
+        title, test = title_of(run, name), run.path / "evaluate" / name / "test.json"
+        accuracy = models.get(name, {}).get("test_accuracy")
+        tested = run.read(test, partial(_test, name, title))
+        if tested is None and isinstance(accuracy, int | float):
+            tested = Tested(name, title, float(accuracy))
+        to_compare = test.exists() or (run.path / name / WEIGHTS).exists()
+        if tested is not None and to_compare and not is_test_current(run.path, name):
+            run.notes.append(f"{title}: its test is not of the weights that are there now: run `twostage evaluate`.")
+        elif tested is not None:
             found.append(tested)
+    return found
+
+
+def _validated(run: Run, models: dict[str, dict[str, Any]]) -> dict[str, float]:
+    found = {}
+    for name in _ordered(models):
+        accuracy = models[name].get("val_accuracy")
+        if not isinstance(accuracy, int | float):
+            continue
+        if is_validation_current(run.path, name, accuracy):
+            found[name] = float(accuracy)
+        else:
+            said = "the validation accuracy in summary.json is not of the weights that are there now"
+            run.notes.append(f"{title_of(run, name)}: {said}: run `twostage evaluate`.")
     return found
 
 

@@ -15,8 +15,9 @@ import yaml
 
 from twostage.cli import Parser
 from twostage.data.schema import InputError, nearest
-from twostage.report.collect import read_metrics
+from twostage.report.metrics import read_metrics
 from twostage.rows import titles
+from twostage.runtime.current import is_test_current, is_validation_current
 
 STAGES: Final = ("pretrain", "clean_filter", "rank", "mine", "train")
 RECENT: Final = 10.0
@@ -46,7 +47,7 @@ class RunState:
     at: str | None
     """how far the stage is that is begun and not done: `train, epoch 3`"""
     test_accuracy: dict[str, float]
-    """by model"""
+    """by model; a test of weights that were there earlier does not count"""
     best: str | None
     """the model with the highest of these"""
     best_title: str | None
@@ -104,7 +105,7 @@ def read_state(path: Path, recent: float) -> RunState:
     tested = {}
     for name in titles():
         figures = _json(path / "evaluate" / name / "test.json", problems)
-        if isinstance(figures.get("accuracy"), int | float):
+        if isinstance(figures.get("accuracy"), int | float) and is_test_current(path, name, trust_times=True):
             tested[name] = float(figures["accuracy"])
     validated = _validated(path, problems)
     trained = [name for name in done if name in titles()]
@@ -192,7 +193,8 @@ def _validated(path: Path, problems: list[str]) -> list[str]:
     """Models that were validated at the run's end in place of a test, as their dataset has no test split."""
     models = _json(path / "summary.json", problems).get("models")
     models = models if isinstance(models, dict) else {}
-    return [name for name, figures in models.items() if isinstance(figures, dict) and "val_accuracy" in figures]
+    found = {name: figures.get("val_accuracy") for name, figures in models.items() if isinstance(figures, dict)}
+    return [name for name, value in found.items() if value is not None and is_validation_current(path, name, value)]
 
 
 def _val_accuracy(path: Path, stages: Sequence[str]) -> float | None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from twostage.data.schema import InputError, nearest
-from twostage.reproduce.done import is_of, is_tested
+from twostage.reproduce.done import is_tested
 from twostage.reproduce.grid import split_names
+from twostage.runtime.current import is_of
 
 OWN_KEYS: Final = ("run.dir", "run.baselines", "run.two_stage", "run.finetune", "data.dataset", "finetune.init")
 """configuration fields that make a row what it is, or that are set here"""
