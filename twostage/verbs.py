@@ -47,7 +47,7 @@ def rank(config: Config) -> int:
 def mine(config: Config) -> int:
     """Stage 1, third step: keep the labels that are very likely right. Needs no torch."""
     _mine(config)
-    record.write_config(config)
+    record.write_config(config, trains=False)
     print(f"mine: kept labels in {config.run.dir / 'mine' / 'seeds.parquet'}; next: `twostage train`")
     return 0
 
@@ -128,7 +128,7 @@ def _open(config: Config, verb: str) -> Session:
     check(config, session.views, stages, session.world.size)
     if session.world.is_main:
         run_folder.occupy(config.run.dir, verb)
-        record.write_config(config)
+        record.write_config(config, trains=verb != "evaluate")
         record.write_environment(config.run.dir)
         status.keep_failed(config.run.dir, "running", verb)
     session.say(

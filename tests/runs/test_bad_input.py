@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from accelerate.state import AcceleratorState
 from running import command, succeed
 
@@ -51,6 +52,24 @@ def test_other_settings_than_those_the_run_was_begun_with(digits: Path, run_dir:
     refused(command("run", digits, run_dir, augment__mean="[0.9]"), "augment.mean: [0.3] -> [0.9]")
     refused(command("run", digits, run_dir, mine__min_score="0.5"), "mine.min_score: 0.9 -> 0.5")
     assert before == {name: (run_dir / name).read_bytes() for name in before}, "predict and export go by them"
+
+
+def test_what_is_evaluated_or_mined_later_does_not_change_how_finished_stages_were_made(
+    digits: Path, run_dir: Path
+) -> None:
+    def settings() -> list[float]:
+        config = yaml.safe_load((run_dir / "config.yaml").read_text())
+        return [config[s][n] for s, n in (("pretrain", "epochs"), ("model", "dropout"), ("mine", "min_score"))]
+
+    assert settings() == [4, 0.2, 0.9]
+    others = {"pretrain__epochs": "9", "model__dropout": "0.5"}
+    assert main(command("evaluate", digits, run_dir, mine__min_score="0.5", **others)[3:]) == 0
+    assert settings() == [4, 0.2, 0.9]
+    page = (run_dir / "report.html").read_text()
+    assert "min_score: 0.9" in page and "min_score: 0.5" not in page and "epochs: 9" not in page
+    shutil.rmtree(run_dir / "mine")
+    assert main(command("mine", digits, run_dir, mine__min_score="0.5", **others)[3:]) == 0
+    assert settings() == [4, 0.2, 0.5]
 
 
 def test_a_rehearsal_refuses_other_settings_as_the_run_would(digits: Path, run_dir: Path) -> None:
