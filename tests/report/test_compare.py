@@ -76,6 +76,7 @@ def test_means_are_over_runs_that_differ_by_their_seed_only(page: Element) -> No
         (("sym0.2-0", "asym0.2-0"), False),
         (("asym0.2", "asym0.6"), False),
         (("asym0.2-0", "asym0.6-0"), False),
+        (("sym-20", "sym-40"), False),
     ],
 )
 def test_label_columns_of_one_kind_count_as_seeds(
@@ -87,6 +88,16 @@ def test_label_columns_of_one_kind_count_as_seeds(
         change(copy, 0.9, data__labels=name, data__dataset="elsewhere")
         found.append(collect(copy))
     assert bool(compare._repeated(compare._columns(found))) == grouped
+
+
+def test_a_copy_of_a_run_is_no_other_seed(runs: list[Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(runs[0], tmp_path / "copy"))
+    page = parse(compare.render_comparison([collect(run) for run in (runs[0], copy)]))
+    assert "Over several seeds" not in page.text
+    page = parse(compare.render_comparison([collect(run) for run in (runs[0], copy, runs[1])]))
+    (row,) = page.table("Means over runs that differ only by their seed")[1:]
+    assert row[0] == "run-0, run-1" and row[3].startswith("92.50 %")
+    assert "Without copy, of the same seed as another." in page.text
 
 
 def test_runs_over_other_images_are_not_repetitions(runs: list[Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from twostage.report.tables import main_model, percent, reference, seed_totals
 RUN_COLOURS: Final = ("blue", "amber", "green", "violet", "grey", "teal", "rose", "sand")
 MAIN: Final = {"stage 1": "pretrain", "stage 2": "train"}
 SEED_KEYS: Final = ("run.dir", "run.rng_seed", "data.labels", "data.dataset")
-"""settings that may differ between runs that are repeated for their mean; of the labels, only `-N` at the end"""
+"""settings that may differ between runs that are repeated for their mean; of the labels, only `-N` at the end, N being
+the run's own rng_seed"""
 QUIET: Final = ("run.dir", "command")
 """what differs by itself and is not worth a line"""
 
@@ -48,7 +48,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Repeated:
-    """Runs that differ only by their seeds: mean and standard deviation (None for a figure that not all have)."""
+    """Runs that differ by their seeds, only so: mean and standard deviation (None for a figure that not all have)."""
 
     names: list[str]
     title: str
@@ -57,6 +57,8 @@ class Repeated:
     base: tuple[float, float] | None
     main: tuple[float, float] | None
     gain: tuple[float, float] | None
+    left_out: list[str]
+    """names of runs with the rng_seed of an earlier one"""
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path | None = None, *, dry_run: bool = False) -> Path:
@@ -123,15 +125,18 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _repeated(columns: Sequence[Column]) -> list[Repeated]:
-    groups: dict[tuple[Any, ...], list[Column]] = {}
+    groups: dict[tuple[Any, ...], dict[Any, list[Column]]] = {}
     for column in columns:
         same = [line for line in flat(column.run.config) if line[0] not in SEED_KEYS]
-        labels = re.sub(r"-\d+$", "", str(setting(column.run, "data", "labels")))
+        seed = setting(column.run, "run", "rng_seed")
+        labels = str(setting(column.run, "data", "labels")).removesuffix(f"-{seed}")
         title = column.main.title if column.main else ""
         key = (*same, labels, column.run.digests.get("dataset.samples"), title)
-        groups.setdefault(key, []).append(column)
+        groups.setdefault(key, {}).setdefault(seed, []).append(column)
     found = []
-    for group in groups.values():
+    for by_seed in groups.values():
+        group = [same_seed[0] for same_seed in by_seed.values()]
+        left_out = [column.name for same_seed in by_seed.values() for column in same_seed[1:]]
         if len(group) > 1 and group[0].main is not None:
             references = {c.base.title if c.base else "" for c in group}
             base, main, gain = (
@@ -143,7 +148,7 @@ def _repeated(columns: Sequence[Column]) -> list[Repeated]:
                 )
             )
             named = references.pop() if base else ""
-            found.append(Repeated([c.name for c in group], group[0].main.title, named, base, main, gain))
+            found.append(Repeated([c.name for c in group], group[0].main.title, named, base, main, gain, left_out))
     return found
 
 
