@@ -74,6 +74,10 @@ WITH_CLEAN_SET: Final[dict[BaselineName, Baseline]] = {
 ALL_BASELINES: Final = BASELINES | WITH_CLEAN_SET
 
 
+BEST_FIRST: Final = ("finetune", "train", "pretrain")
+"""which model of a run is meant where none is named: the first of these that is there"""
+
+
 def folder_of(baseline: str) -> str:
     """Name of a baseline's folder in the run folder."""
     return f"baseline_{baseline}"

@@ -59,7 +59,7 @@ def test_states_and_figures(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
     assert states["missing"]["missing"] == ["baseline_cross_entropy"]
     assert states["begun"]["missing"] == ["train", "evaluate"] and states["begun"]["test_accuracy"] == {}
     last = json.loads((begun / "train" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert states["begun"]["at"] == f"train, epoch {last['epoch']}"
+    assert states["begun"]["at"] == f"train, epoch {last['epoch'] + 1}", "metrics count from 0, people from 1"
     lines = [json.loads(line) for line in (begun / "train" / "metrics.jsonl").read_text().splitlines()]
     assert states["begun"]["val_accuracy"] == max(line["val/accuracy"] for line in lines if "val/accuracy" in line)
     tests = whole.glob("evaluate/*/test.json")
@@ -114,6 +114,21 @@ def test_a_test_of_earlier_weights_does_not_count(
     (run / "summary.json").write_text(json.dumps({"models": {"train": {"val_accuracy": 0.9}}}))
     (run / "train" / "done.json").write_text(json.dumps({"inputs": {}, "results": {"val_accuracy": 0.8}}))
     assert listed(capsys, run)["run"]["missing"] == ["evaluate"], "the validation accuracy is of earlier weights too"
+
+
+def test_without_a_test_split_the_figure_is_that_of_the_last_stage_and_no_baseline(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(run_dir, tmp_path / "run")
+    shutil.rmtree(run / "evaluate")
+    for name, accuracy in (("baseline_cross_entropy", 0.875), ("pretrain", 0.75), ("train", 0.625)):
+        (run / name / "metrics.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, "val/accuracy": accuracy}) + "\n")
+    for gone, accuracy in ((None, 0.625), ("train", 0.75), ("pretrain", 0.875)):
+        if gone is not None:
+            shutil.rmtree(run / gone)
+        assert listed(capsys, run)["run"]["val_accuracy"] == accuracy
+        assert main(["runs", str(run)]) == 0
+        assert f" {100 * accuracy:.2f} % on validation" in capsys.readouterr().out
 
 
 def test_stage_one_is_called_balanced_where_it_is(

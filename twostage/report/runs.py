@@ -16,7 +16,7 @@ import yaml
 from twostage.cli import Parser
 from twostage.data.schema import InputError, nearest
 from twostage.report.metrics import read_metrics
-from twostage.rows import titles
+from twostage.rows import BEST_FIRST, titles
 from twostage.runtime.current import is_test_current, is_validation_current
 
 STAGES: Final = ("pretrain", "clean_filter", "rank", "mine", "train")
@@ -53,7 +53,8 @@ class RunState:
     best_title: str | None
     """what it is called in reports"""
     val_accuracy: float | None
-    """of the weights of the last stage that trained, on the validation split; the best so far while it trains"""
+    """of the weights of the last stage that trained (the best so far while it trains), on the validation split; of a
+    baseline only where there is no other"""
     kept: int | None
     """labels that stage 1 kept"""
     labels: int | None
@@ -129,7 +130,7 @@ def read_state(path: Path, recent: float) -> RunState:
         test_accuracy=tested,
         best=best,
         best_title=None if best is None else titles(balanced)[best],
-        val_accuracy=_val_accuracy(path, [*begun, *reversed(done)]),
+        val_accuracy=_val_accuracy(path, [*BEST_FIRST, *begun, *reversed(done)]),
         kept=mined.get("kept"),
         labels=mined.get("images"),
         purity=mined.get("purity"),
@@ -186,7 +187,7 @@ def asked(config: dict[str, Any]) -> list[str]:
 def _position(path: Path, stage: str) -> str:
     """`train, epoch 3`: from the last line of metrics that is whole."""
     epochs = _metrics(path / stage).get("epoch")
-    return stage if epochs is None else f"{stage}, epoch {int(epochs[1][-1])}"
+    return stage if epochs is None else f"{stage}, epoch {int(epochs[1][-1]) + 1}"
 
 
 def _validated(path: Path, problems: list[str]) -> list[str]:

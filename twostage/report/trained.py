@@ -24,13 +24,11 @@ from twostage.data.dataset import Dataset
 from twostage.data.schema import GIVEN_LABELS, InputError, file_digest, nearest
 from twostage.machine_config import LoaderConfig, RuntimeConfig
 from twostage.models import build_model
-from twostage.rows import folder_of, titles
+from twostage.rows import BEST_FIRST, folder_of, titles
 from twostage.runtime.checkpoint import load_weights
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
-BEST_FIRST: Final = ("finetune", "train", "pretrain")
-"""which model of a run is meant where none is named: the first of these that is trained"""
 WHICH_MODEL: Final = (
     "which model of the run, by its folder; default: finetune, else train, else pretrain, else the last that "
     "run.baselines names"
