@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import time
@@ -16,7 +15,7 @@ from data_prep.finish import is_whole
 from data_prep.inputs import some
 from data_prep.run import Finisher, done_before
 from data_prep.work import Plan, Work, locked
-from twostage.data.schema import InputError, read_marker
+from twostage.data.schema import InputError, aside_path, read_marker
 
 LINE_EVERY: Final = 60.0                # seconds between two lines of progress
 EXAMPLES: Final = """\
@@ -120,7 +119,7 @@ def _copy_chunk(folder: Path, work: Work, chunk: int) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    aside = aside_path(target)
     try:
         shutil.copyfile(source, aside)
         aside.replace(target)

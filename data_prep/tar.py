@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from twostage.data.schema import aside_path
+
 BLOCK: Final = 512                      # everything in a tar file takes a multiple of this
 END: Final = bytes(2 * BLOCK)           # closes a tar file
 FLUSH_BYTES: Final = 1 << 17            # written at a time: what was just read is then still in the core's own cache
@@ -42,7 +44,7 @@ class TarWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._aside = aside_path(path)
         self._descriptor = os.open(self._aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._parts: list[bytes] = []
         self._pending = 0               # bytes

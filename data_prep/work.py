@@ -1,6 +1,6 @@
 """The work folder of a build, OUT/.build: what is to be done, and what of it is done.
 
-    lock, part-1-of-8.lock      held while somebody is at work
+    lock, part-1-of-8.lock      held while somebody is at work; begin.lock, while the next two are written
     plan.json                   settings, class names, digest of the inputs: what decides over the dataset's bytes
     inputs.arrow                every input in the source's order; read through a memory map
     000012.tar, 000012.parquet  a chunk: an equal share of the shuffled inputs, which becomes one shard; the Parquet
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ import pyarrow.parquet as pq
 from data_prep.inputs import changed_inputs, some, write_inputs
 from data_prep.sources import Listing
 from data_prep.tar import END, padded
-from twostage.data.schema import SAMPLES_SCHEMA, InputError, shard_name, write_json
+from twostage.data.schema import SAMPLES_SCHEMA, InputError, aside_path, shard_name, write_json
 
 Ints = npt.NDArray[np.int64]
 
@@ -207,20 +206,23 @@ def begin(out: Path, listing: Listing, settings: dict[str, Any]) -> Work:
     """
     folder = out / ".build"
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".inputs.arrow.{os.getpid()}.tmp"
+    aside = aside_path(folder / "inputs.arrow")
     try:
         num_inputs, digest = write_inputs(listing, aside)
         plan = Plan.of(listing, settings, num_inputs, digest)
-        if (folder / "plan.json").exists():
+        with (folder / "begin.lock").open("w") as lock:
+            _lock(lock.fileno(), fcntl.LOCK_EX)     # parts begin at the same time, and one of them writes the plan
+            is_first = not (folder / "plan.json").exists()
+            if is_first:
+                aside.replace(folder / "inputs.arrow")
+                write_json(folder / "plan.json", asdict(plan))
+        if not is_first:
             old = Plan.read(folder / "plan.json")
             problems = old.differences(plan)
             if not problems and old.inputs_sha256 != digest:
                 problems = changed_inputs(Work(out).inputs, pa.ipc.open_file(pa.memory_map(str(aside))).read_all())
             if problems:
                 raise InputError(refusal(out, problems))
-        else:
-            aside.replace(folder / "inputs.arrow")
-            write_json(folder / "plan.json", asdict(plan))
     finally:
         aside.unlink(missing_ok=True)
     return Work(out)
@@ -243,26 +245,31 @@ def locked(folder: Path, part: str | None) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as whole, (folder / f"{part or 'whole'}.lock").open("w") as own:
-        _lock(whole.fileno(), fcntl.LOCK_EX if part is None else fcntl.LOCK_SH, folder)
-        _lock(own.fileno(), fcntl.LOCK_EX, folder)
+        try:
+            _lock(whole.fileno(), (fcntl.LOCK_EX if part is None else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            _lock(own.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            text = f"another `data_prep build` or `merge` is at work in {folder.parent}: wait for it"
+            raise InputError(text) from error
         try:
             yield
         finally:
-            if not (folder / "plan.json").exists():         # refused before it began: leave nothing behind
-                for path in folder.glob("*.lock"):
-                    path.unlink()
-                (folder / "lock").unlink()
+            if not (folder / "plan.json").exists():         # refused before it began: leave nothing of one's own behind
+                Path(own.name).unlink(missing_ok=True)
+                if part is None:                            # of a part, others may hold it
+                    Path(whole.name).unlink(missing_ok=True)
                 with suppress(OSError):
                     folder.rmdir()
                     folder.parent.rmdir()
 
 
-def _lock(descriptor: int, kind: int, folder: Path) -> None:
+def _lock(descriptor: int, kind: int) -> None:
+    """Locks an open file; does nothing where the file system has no locks."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"another `data_prep build` or `merge` is at work in {folder.parent}: wait for it") from error
-    except OSError:                     # a file system without locks
+        fcntl.flock(descriptor, kind)
+    except BlockingIOError:
+        raise
+    except OSError:
         pass
 
 

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -82,6 +83,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def aside_path(path: Path) -> Path:
+    """Where to write a file until it is whole; drawn, as in containers on one disk every process may be number 1."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 def write_aside(path: Path, data: bytes) -> None:
     """Writes `data` to `path` so that a crash leaves either the old file or the new one, never a part of it."""
     with _renamed(path) as aside, aside.open("wb") as file:
@@ -108,7 +114,7 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 @contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
     """Where to write a file until it is whole; then it gets its name. What cannot be written is removed, and named."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = aside_path(path)
     try:
         yield aside
         aside.replace(path)
