@@ -45,7 +45,8 @@ LAYERS = {          # a module may import modules of its own layer's number or o
 }
 TORCH_ONLY = ("twostage/losses.py", "twostage/ramps.py", "twostage/ensembling.py", "twostage/models")
 ARRAYS_ONLY = ("twostage/data/plan.py", "twostage/data/passes.py", "twostage/data/schema.py", "twostage/stage1/mine.py",
-               "twostage/stage1/parts.py", "twostage/stage1/class_report.py", "twostage/stage1/clean_filter.py")
+               "twostage/stage1/parts.py", "twostage/stage1/row_groups.py", "twostage/stage1/class_report.py",
+               "twostage/stage1/clean_filter.py")
 
 
 def sources(*places: str) -> list[Path]:

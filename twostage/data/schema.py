@@ -27,7 +27,6 @@ FORMAT_VERSION: Final = 1
 NO_LABEL: Final = -1
 SPLITS: Final = ("noisy_train", "clean_train", "val", "test")
 GIVEN_LABELS: Final = "given"            # the label column that `data_prep build` writes
-ROW_GROUP: Final = 1 << 20               # rows; what Arrow writes a large table in by itself
 EXTENSIONS: Final = {"jpeg": "jpg", "png": "png", "webp": "webp"}   # format column -> member extension
 
 SAMPLES_SCHEMA: Final = pa.schema(
@@ -132,24 +131,6 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Writes a Parquet file aside and renames it; the same table gives the same bytes."""
     with table_writer(path, table.schema) as writer:
         writer.write_table(table)
-
-
-class WholeRowGroups:
-    """Rows that come in pieces, with the bytes of `write_table` for the whole."""
-
-    def __init__(self, writer: pq.ParquetWriter) -> None:
-        self._writer, self._waiting = writer, writer.schema.empty_table()
-
-    def write(self, table: pa.Table) -> None:
-        """Adds rows; they are written as soon as they make whole row groups."""
-        self._waiting = pa.concat_tables([self._waiting, table])
-        while len(self._waiting) > ROW_GROUP:
-            self._writer.write_table(self._waiting.slice(0, ROW_GROUP).combine_chunks())
-            self._waiting = self._waiting.slice(ROW_GROUP)
-
-    def finish(self) -> None:
-        """Writes what is left."""
-        self._writer.write_table(self._waiting.combine_chunks())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from twostage.config import MineConfig
-from twostage.data.schema import NO_LABEL, InputError, WholeRowGroups, table_writer, write_table
+from twostage.data.schema import NO_LABEL, InputError, table_writer, write_table
 from twostage.stage1.class_report import Counts, text_table
 from twostage.stage1.clean_filter import accepted
 from twostage.stage1.parts import WINDOW_ROWS, Indices, Mask, Parts, Ranked, Scores, Window
+from twostage.stage1.row_groups import WholeRowGroups
 
 SEEDS_SCHEMA: Final = pa.schema([("index", pa.int64()), ("label", pa.int64()), ("score", pa.float32())])
 Kept = tuple[Ranked, Mask, Indices, Mask]
