@@ -176,6 +176,7 @@ def _make_column(args: argparse.Namespace) -> tuple[LabelColumn, Matrix, Ints, I
     if args.rng_seed < 0:
         raise InputError(f"--rng-seed {args.rng_seed} is negative: give 0 or more")
     parent = read_labels(args.dataset, args.parent)
+    parent.check_samples(args.dataset, marker["samples_sha256"])
     rows = _rows_of_split(args.dataset, marker, args.split, parent)
     matrix, options, details = _matrix(args, parent.class_names)
     label = parent.label.copy()

@@ -28,6 +28,7 @@ from twostage.data.schema import (
     SPLITS,
     file_digest,
     labels_path,
+    remake_column,
 )
 
 BATCH: Final = 1 << 16               # rows of samples.parquet in memory at once
@@ -94,12 +95,10 @@ def rows_by_shard(dataset: Path, shard_sizes: list[int]) -> Iterator[ShardRows]:
 def check_labels(dataset: Path, marker: dict[str, Any], num_samples: int | None) -> tuple[list[Finding], int]:
     """Findings of all label columns, and how many columns there are. Index ranges need `num_samples`."""
     paths = sorted((dataset / "labels").glob("*.parquet"))
-    known = {str(marker.get("samples_sha256"))}
     findings: list[Finding] = []
     parents: list[tuple[Path, dict[str, str]]] = []
-    for path in [dataset / "samples.parquet", *paths]:
-        with suppress(OSError):                 # of what cannot be read, it is said below
-            known.add(file_digest(path))
+    of_samples = {str(marker.get("samples_sha256")), *_digests([dataset / "samples.parquet"])}
+    known = {*of_samples, *_digests(paths)}
     for path in paths:
         metadata, problems = _check_column(path, num_samples)
         findings += [_label_finding(path, metadata, problem, index) for problem, index in problems]
@@ -108,7 +107,11 @@ def check_labels(dataset: Path, marker: dict[str, Any], num_samples: int | None)
     for path, metadata in parents:
         digest = metadata.get("parent", "")
         source = f"labels/{_extra(metadata).get('from')}.parquet"
-        if digest and digest not in known and not {f"labels/{path.name}", source} & damaged:
+        samples = metadata.get("samples_sha256", "")
+        if samples and samples not in of_samples:
+            problem = f"was written for another samples.parquet (SHA-256 {samples[:12]}…), so for other images"
+            findings.append(_label_finding(path, metadata, problem))
+        elif digest and digest not in known and not {f"labels/{path.name}", source} & damaged:
             problem = f"was made from a file that is not here any more, or was changed since (SHA-256 {digest[:12]}…)"
             findings.append(_label_finding(path, metadata, problem))
     if not labels_path(dataset, GIVEN_LABELS).exists():
@@ -259,6 +262,13 @@ def _check_column(path: Path, num_samples: int | None) -> tuple[dict[str, str], 
     return metadata, problems
 
 
+def _digests(paths: list[Path]) -> Iterator[str]:
+    """Of what can be read; of the rest, it is said elsewhere."""
+    for path in paths:
+        with suppress(OSError):
+            yield file_digest(path)
+
+
 def _extra(metadata: dict[str, str]) -> dict[str, Any]:
     try:
         extra = json.loads(metadata.get("extra", "{}"))
@@ -269,10 +279,6 @@ def _extra(metadata: dict[str, str]) -> dict[str, Any]:
 
 def _label_finding(path: Path, metadata: dict[str, str], problem: str, index: int | None = None) -> Finding:
     how = metadata.get("how", "")
-    if path.stem == GIVEN_LABELS:
-        remedy = BUILD_AGAIN.format(f"labels/{path.name}")
-    elif how.startswith("data_prep noise"):
-        remedy = f"run `python -m {how} --overwrite` again"
-    else:
-        remedy = f"write it again, or remove it; it was made by: {how or 'unknown'}"
+    is_given = path.stem == GIVEN_LABELS
+    remedy = BUILD_AGAIN.format(f"labels/{path.name}") if is_given else remake_column(how)
     return Finding(file=f"labels/{path.name}", index=index, problem=problem, remedy=remedy)

@@ -93,10 +93,10 @@ def rewrite_samples(column: str, change: Callable[[list[Any]], None], stamp: boo
         array = pa.array(values, type=schema.SAMPLES_SCHEMA.field(column).type)
         write_samples(dataset, table.set_column(number, column, array))
         if stamp:
-            digest = schema.file_digest(dataset / "samples.parquet")
+            samples = digest = schema.file_digest(dataset / "samples.parquet")
             rewrite_marker(samples_sha256=digest)(dataset)
             for name in ("given", "noisy", "twice"):
-                rewrite_labels(name, same, parent=digest)(dataset)
+                rewrite_labels(name, same, parent=digest, samples_sha256=samples)(dataset)
                 digest = schema.file_digest(schema.labels_path(dataset, name))
     return damage
 
@@ -287,6 +287,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
         rewrite_labels("given", set_label(1, 0)), [("labels/noisy.parquet", None, "was made from a file")]),
     "label parent": (
         rewrite_labels("twice", same, parent="0" * 64), [("labels/twice.parquet", None, "(SHA-256 000000000000…)")]),
+    "label of other samples": (
+        rewrite_labels("twice", same, samples_sha256="0" * 64),
+        [("labels/twice.parquet", None, "another samples.parquet (SHA-256 000000000000…)")]),
     "label classes": (
         rewrite_labels("twice", same, num_classes="4"), [("labels/twice.parquet", None, "num_classes 4, and 3")]),
     "label metadata": (

@@ -127,10 +127,12 @@ def test_names_do_not_command_the_terminal(run: Path, capsys: pytest.CaptureFixt
 
 
 def change_digest(run: Path) -> None:
-    """Makes dataset and run agree about a samples.parquet that was changed."""
+    """Makes dataset, label columns and run agree about a samples.parquet that was changed."""
     dataset, digest = run.parent / "dataset", schema.file_digest(run.parent / "dataset" / "samples.parquet")
     marker = json.loads((dataset / "dataset.json").read_text())
     schema.write_json(dataset / "dataset.json", marker | {"samples_sha256": digest})
+    for path in (dataset / "labels").glob("*.parquet"):
+        schema.write_labels(dataset, schema.read_labels(dataset, path.stem))
     done = json.loads((run / "rank" / "done.json").read_text())
     schema.write_json(run / "rank" / "done.json", {**done, "inputs": {"dataset.samples": digest}})
 

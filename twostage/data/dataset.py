@@ -102,9 +102,11 @@ class Dataset:
         """Reads the label column `name`.
 
         Raises:
-            InputError: as schema.read_labels, or it has rows for samples that are not here, or a sample twice.
+            InputError: as schema.read_labels, or it was written for another samples.parquet, has rows for samples that
+                are not here, or a sample twice.
         """
         column = read_labels(self.path, name)
+        column.check_samples(self.path, self.digest)
         rows, path = column.index, labels_path(self.path, name)
         if rows.size and (rows[0] < 0 or rows[-1] >= len(self) or (np.diff(rows) <= 0).any()):
             raise InputError(

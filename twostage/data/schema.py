@@ -148,6 +148,8 @@ class LabelColumn:
     rng_seed: int | None = None
     parent: str = ""
     """digest of what it was made from: of samples.parquet, or of the label column that was changed"""
+    samples_sha256: str = ""
+    """of the samples.parquet whose samples `index` means; `write_labels` fills it in, "" where it is not known"""
     extra: dict[str, Any] = field(default_factory=dict)
     """anything else worth keeping, as JSON: a transition matrix, say"""
 
@@ -156,6 +158,26 @@ class LabelColumn:
         table = np.full(num_samples, NO_LABEL, dtype=np.int64)
         table[self.index] = self.label
         return table
+
+    def check_samples(self, dataset: Path, samples_sha256: str) -> None:
+        """Checks that it is a column of this dataset, as far as it says of which it is.
+
+        Raises:
+            InputError: it was written for another samples.parquet than that with this digest.
+        """
+        if self.samples_sha256 not in ("", samples_sha256):
+            raise InputError(
+                f"{labels_path(dataset, self.name)} was written for other samples, or for these in another order (its "
+                f"samples.parquet had SHA-256 {self.samples_sha256[:12]}…, here it is {samples_sha256[:12]}…), so its "
+                f"labels would go to the wrong images: {remake_column(self.how)}"
+            )
+
+
+def remake_column(how: str) -> str:
+    """In words, how to get a label column again that was made so."""
+    if how.startswith("data_prep noise"):
+        return f"run `python -m {how} --overwrite` again"
+    return f"write it again, or remove it; it was made by: {how or 'unknown'}"
 
 
 def labels_path(dataset: Path, name: str) -> Path:
@@ -179,6 +201,9 @@ def write_labels(dataset: Path, column: LabelColumn) -> Path:
         "parent": column.parent,
         "extra": json.dumps(column.extra, ensure_ascii=False),
     }
+    samples = dataset / "samples.parquet"
+    if samples.exists():
+        metadata["samples_sha256"] = file_digest(samples)
     table = pa.table([column.index, column.label], schema=LABELS_SCHEMA.with_metadata(metadata))
     path = labels_path(dataset, column.name)
     path.parent.mkdir(exist_ok=True)
@@ -222,6 +247,7 @@ def read_labels(dataset: Path, name: str) -> LabelColumn:
         how=metadata.get("how", ""),
         rng_seed=rng_seed,
         parent=metadata.get("parent", ""),
+        samples_sha256=metadata.get("samples_sha256", ""),
         extra=extra,
     )
 
