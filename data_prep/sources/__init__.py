@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,19 +194,30 @@ def read_class_names(text: str) -> tuple[str, ...]:
     Raises:
         InputError: fewer than two, an empty one, or one twice; or the file is no text.
     """
-    path = Path(text)
-    if "," not in text and path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"--class-names {text}: not a text file in UTF-8 ({error})") from error
-        names = tuple(line.strip() for line in lines if line.strip())
-    else:
-        names = tuple(name.strip() for name in text.split(","))
+    if os.path.isfile(text):            # noqa: PTH113  (Path.is_file raises OSError where many names make a long one)
+        return read_names_file(Path(text), f"--class-names {text}")
+    names = tuple(name.strip() for name in text.split(","))
+    return _checked_names(names, f"--class-names {text}", "give two names or more (cat,dog), or an existing file")
+
+
+def read_names_file(path: Path, said: str) -> tuple[str, ...]:
+    """Reads class names from a file with one a line, whatever the file is called; `said` names it in messages.
+
+    Raises:
+        InputError: fewer than two, or one twice; or the file is no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{said}: not a text file in UTF-8 ({error})") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    return _checked_names(names, said, "it must hold two names or more, one a line")
+
+
+def _checked_names(names: tuple[str, ...], said: str, remedy: str) -> tuple[str, ...]:
     twice = {name for name in names if names.count(name) > 1}
     if len(names) < 2 or "" in names or twice:
-        problem = f"{min(twice)!r} occurs twice" if twice else "give two names or more (cat,dog), or an existing file"
-        raise InputError(f"--class-names {text}: {problem}")
+        raise InputError(f"{said}: {f'{min(twice)!r} occurs twice' if twice else remedy}")
     return names
 
 

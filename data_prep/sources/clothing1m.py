@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from data_prep.check import Limits
 from data_prep.inputs import some
-from data_prep.sources import BATCH, HELD_OUT, INPUTS_SCHEMA, Listing, read_class_names
+from data_prep.sources import BATCH, HELD_OUT, INPUTS_SCHEMA, Listing, read_class_names, read_names_file
 from data_prep.sources.apart import ApartReader
 from data_prep.sources.clothing1m_lists import (
     CLASS_NAMES,
@@ -145,7 +145,7 @@ def find_images(
 def _class_names(path: Path | None, given: str | None) -> tuple[str, ...]:
     if given is not None:
         return read_class_names(given)
-    return CLASS_NAMES if path is None else read_class_names(str(path))
+    return CLASS_NAMES if path is None else read_names_file(path, str(path))
 
 
 def _describe(file: KeyList, also: Ints) -> str:

@@ -307,6 +307,20 @@ def test_lists_are_read_whatever_their_ends(
     assert labels.of(unknown).tolist() == [NO_LABEL, *[label for _, label in entries[::-1]]]
 
 
+def test_a_path_with_commas_does_not_name_the_classes(
+    whole: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "web, shops, 2015" / "clothing1m"
+    shutil.copytree(whole.root, root)
+    assert build(root, tmp_path / "out", "--check", "header") == 0
+    assert read_labels(tmp_path / "out", "given").class_names == CLASSES
+    (root / "category_names_eng.txt").write_text("Shawl\n")
+    capsys.readouterr()
+    assert build(root, tmp_path / "out2") == 2
+    error = capsys.readouterr().err
+    assert f"{root}/category_names_eng.txt: it must hold two names or more" in error and "--class-names" not in error
+
+
 def test_without_a_file_of_names_the_classes_are_the_official_ones(whole: Mini, tmp_path: Path) -> None:
     root = tmp_path / "clothing1m"
     shutil.copytree(whole.root, root, ignore=shutil.ignore_patterns("category*"))

@@ -112,10 +112,13 @@ def test_class_names_decide_the_order(tmp_path: Path) -> None:
     touch(tmp_path, "s/cat/1.jpg", "s/dog/1.jpg")
     listing, rows = list_inputs("folder", tmp_path / "s", class_names="dog,cow,cat")
     assert [(row["key"], row["label"]) for row in rows] == [("cat/1.jpg", 2), ("dog/1.jpg", 0)]
-    for mark in ("", "\ufeff"):             # as Windows' editors begin a file
-        (tmp_path / "names").write_text(f"{mark}dog\ncow\n\ncat\n")
-        again, _ = list_inputs("folder", tmp_path / "s", class_names=str(tmp_path / "names"))
+    for name, mark in (("names", ""), ("names", "\ufeff"), ("my, names", "")):     # a mark of Windows' editors
+        (tmp_path / name).write_text(f"{mark}dog\ncow\n\ncat\n")
+        again, _ = list_inputs("folder", tmp_path / "s", class_names=str(tmp_path / name))
         assert again.class_names == listing.class_names == ("dog", "cow", "cat")
+    many = [*map(str, range(300)), "dog", "cat"]            # together longer than a file's name may be
+    again, rows = list_inputs("folder", tmp_path / "s", class_names=",".join(many))
+    assert again.class_names == tuple(many) and [row["label"] for row in rows] == [301, 300]
     (tmp_path / "names").write_bytes("dog\nkäuzchen\ncat\n".encode("latin1"))
     with pytest.raises(InputError, match="names: not a text file in UTF-8"):
         list_inputs("folder", tmp_path / "s", class_names=str(tmp_path / "names"))
