@@ -19,17 +19,20 @@ from data_prep.exif import EXIF_PREFIX, exif_orientation
 from data_prep.mean import PixelSums
 from data_prep.png import png_exif, png_fault, png_pixels_fault
 from data_prep.structure import is_cut, jpeg_start, webp_fault
+from twostage.data.schema import MAX_RATIO
 
 Image.MAX_IMAGE_PIXELS = None            # Pillow's own cap cannot be set per call; ours is checked from the header
 
 REASONS: Final = {
     "missing": "there is no such file",
     "no_class": "a file that lies in no class folder",
+    "hidden": "its name, or that of a folder it lies in below the class folder, begins with a dot",
     "outside": "the path, or a link in it, leads out of SOURCE (see --allow-outside)",
     "unreadable": "not a regular file, or no permission to read it",
     "empty": "0 bytes",
     "too_large": "more bytes than --max-bytes",
     "too_many_pixels": "more pixels than --max-pixels, by its header; nothing was decoded",
+    "too_thin": f"one side is more than {MAX_RATIO} times as long as the other",
     "format": "not a JPEG, PNG or WebP image",
     "truncated": "the image data ends too early",
     "damaged": "the image data cannot be decoded",
@@ -73,6 +76,8 @@ class Limits:
     max_pixels: int
     decode: bool
     """decode each image completely; else only its header is read, and a JPEG without its end marker is decoded"""
+    max_ratio: float = MAX_RATIO
+    """of the longer side to the shorter one"""
     whole: bool = True
     """the bytes are a whole file; if not, a missing end is no fault"""
 
@@ -167,6 +172,8 @@ def _has_end(data: bytes, start: int) -> bool:
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_pixels:
         raise RejectionError("too_many_pixels", f"{width} x {height} pixels, the limit is {limits.max_pixels}")
+    if max(width, height) > limits.max_ratio * min(width, height):
+        raise RejectionError("too_thin", f"{width} x {height} pixels, the limit is {limits.max_ratio} to 1")
 
 
 def _open(data: bytes) -> Image.Image:

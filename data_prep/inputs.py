@@ -84,14 +84,17 @@ def changed_inputs(old: pa.Table, new: pa.Table) -> list[str]:
     if not problems:
         place = pc.index_in(after, value_set=before)
         same = old.take(place)
-        changed = np.zeros(len(after), bool)
-        for name in set(new.column_names) - {"key", "place"}:
-            values, earlier = (np.asarray(table[name].to_pylist(), dtype=object) for table in (new, same))
-            changed |= values != earlier
-        keys = after.filter(pa.array(changed))
-        names = some(keys[:NAMED].to_pylist(), len(keys))
-        problems.append(f"{len(keys)} images have another label or split: {names}" if len(keys) else "another order")
-    return problems
+        rejection = {"reason", "detail"}
+        labels = set(new.column_names) - {"key", "place"} - rejection
+        for text, columns in (("have another label or split", labels), ("are rejected otherwise", rejection)):
+            changed = np.zeros(len(after), bool)
+            for name in columns:
+                values, earlier = (np.asarray(table[name].to_pylist(), dtype=object) for table in (new, same))
+                changed |= values != earlier
+            keys = after.filter(pa.array(changed))
+            if len(keys):
+                problems.append(f"{len(keys)} images {text}: {some(keys[:NAMED].to_pylist(), len(keys))}")
+    return problems or ["another order"]
 
 
 def some(names: Sequence[str], total: int | None = None) -> str:

@@ -7,6 +7,7 @@ goes on after a damaged header, at the place that samples.parquet gives, so that
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tarfile
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from twostage.data.schema import EXTENSIONS, member_name, shard_name
 
 BLOCK: Final = 512                   # a tar file is made of such blocks
 HEAD: Final = 1 << 16                # bytes that nearly always hold an image's header
-NO_LIMITS: Final = Limits(max_bytes=1 << 62, max_pixels=1 << 62, decode=False)
+NO_LIMITS: Final = Limits(max_bytes=1 << 62, max_pixels=1 << 62, max_ratio=math.inf, decode=False)
 
 Ints = npt.NDArray[np.int64]
 Report = Callable[[int | None, str], None]  # (row, or None for the whole file; problem)

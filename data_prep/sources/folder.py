@@ -21,7 +21,8 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
     """Has no options of its own."""
     group.description = (
         "SOURCE/class/.../image, all of them noisy_train; or SOURCE/split/class/.../image, where the names of the "
-        "splits are the usual ones, or those of --split-map. Keys are paths relative to SOURCE."
+        "splits are the usual ones, or those of --split-map. Keys are paths relative to SOURCE. Files and folders "
+        "whose name begins with a dot (a bin, thumbnails) are rejected."
     )
 
 
@@ -109,7 +110,7 @@ def _batches(
         split, label = classes.get(folder, (splits.get(folder, train), NO_LABEL))
         below = splits.keys() | classes.keys()
         for places, reason, detail in _files(root, folder, reader, set() if folder in classes else below):
-            if reason is None and folder not in classes:
+            if reason in (None, "hidden") and folder not in classes:
                 reason, detail = "no_class", "not in a class folder"
             yield _batch(places, split, label, reason, detail)
 
@@ -148,8 +149,11 @@ def _files(
             yield [path], "unreadable", f"a folder: {error.strerror}"
             continue
         prefix = path + b"/" if path else b""
-        if files:
-            yield [prefix + name for name in sorted(files)], None, None
+        hidden = [name for name in files if b"/." in b"/" + prefix + name]
+        if hidden:
+            yield [prefix + name for name in sorted(hidden)], "hidden", "a name in its path begins with a dot"
+        if shown := sorted(set(files).difference(hidden)):
+            yield [prefix + name for name in shown], None, None
         deeper = []
         for name, may_enter in sorted(folders):
             if not may_enter:

@@ -199,10 +199,10 @@ def test_smaller_images_are_not_enlarged_and_quality_counts(tmp_path: Path) -> N
 
 def test_an_image_that_the_format_cannot_hold_is_rejected(tmp_path: Path) -> None:
     write_photos(tmp_path / "s", num=30, broken=False)
-    (tmp_path / "s/train/cat/long.png").write_bytes(encoded(Image.new("L", (70_000, 1)), "PNG"))
-    out = build(tmp_path / "s", tmp_path / "o", "--encode", "jpeg")
+    (tmp_path / "s/train/cat/long.png").write_bytes(encoded(Image.new("L", (20_000, 20)), "PNG"))
+    out = build(tmp_path / "s", tmp_path / "o", "--encode", "webp")
     (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
-    assert (row["key"], row["reason"]) == ("train/cat/long.png", "not_encodable") and "70000 x 1" in row["detail"]
+    assert (row["key"], row["reason"]) == ("train/cat/long.png", "not_encodable") and "20000 x 20" in row["detail"]
 
 
 def test_header_check_lets_damaged_pixels_through_but_not_cut_files(tmp_path: Path) -> None:

@@ -68,6 +68,20 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     assert stamp == listing.reader.stamp(b"dog/deep/er/1.jpg")
 
 
+def test_hidden_files_and_what_lies_in_hidden_folders_are_rejected(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "dog/.trashed-1699999999-IMG.jpg", "cat/.thumbnails/0.jpg",
+          "cat/.a/deep/2.jpg", "cat/deep/._1.jpg", "cat/deep/1.jpg", "cat/not.hidden/..jpg", "cat/not.hidden/2.jpg",
+          ".DS_Store", ".cache/dog/1.jpg")
+    listing, rows = list_inputs("folder", tmp_path)
+    assert listing.class_names == ("cat", "dog")
+    assert found(rows, listing) == {
+        "cat/1.jpg": ("noisy_train", "cat"), "cat/deep/1.jpg": ("noisy_train", "cat"),
+        "cat/not.hidden/2.jpg": ("noisy_train", "cat"), "dog/1.jpg": ("noisy_train", "dog"),
+        "dog/.trashed-1699999999-IMG.jpg": "hidden", "cat/.thumbnails/0.jpg": "hidden", "cat/.a/deep/2.jpg": "hidden",
+        "cat/deep/._1.jpg": "hidden", "cat/not.hidden/..jpg": "hidden",
+        ".DS_Store": "no_class", ".cache/dog/1.jpg": "no_class"}
+
+
 @pytest.mark.parametrize(
     ("names", "split"),
     [("train training noisy noisy_train TRAIN Train", "noisy_train"), ("clean clean_train", "clean_train"),

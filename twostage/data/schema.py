@@ -48,6 +48,9 @@ LABELS_SCHEMA: Final = pa.schema([("index", pa.int64()), ("label", pa.int64())])
 MEAN_SCHEMA: Final = pa.schema([(name, pa.int64()) for name in ("red", "green", "blue")])   # sums over images, 0..255
 MANY_NAMES: Final = 40                   # no message lists more
 FEW_NAMES: Final = 5
+MAX_RATIO: Final = 4000
+"""of the longer side to the shorter one: one thinner image would end training with `augment.resize: 256` at its start,
+as it would grow to more pixels than the loader takes (loader.MAX_PIXELS)"""
 CANNOT_WRITE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
