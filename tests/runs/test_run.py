@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from twostage.rows import ALL_BASELINES as TRAINABLE
 from twostage.rows import BASELINES, BaselineName, folder_of
 
 ALL_BASELINES = ",".join(BASELINES)
+SCHEDULES = {"train__ramp_up": "2", "train__ramp_down": "2", "train__plateau__patience": "1"}
 
 
 @pytest.fixture(scope="module")
 def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
     """A run of everything there is, its command and what it printed."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    arguments = command("run", digits, run_dir, run__baselines=f"[{ALL_BASELINES}]")
+    arguments = command("run", digits, run_dir, run__baselines=f"[{ALL_BASELINES}]", **SCHEDULES)
     return run_dir, arguments, succeed(arguments)
 
 
@@ -112,6 +114,36 @@ def test_the_estimated_matrix_is_kept(finished: tuple[Path, list[str], str]) -> 
         matrices.append(np.array(record["transition"]))
     assert (matrices[0] == matrices[1]).all()
     assert np.allclose(matrices[0].sum(axis=1), 1)
+
+
+SMOOTH = [math.exp(-5), math.exp(-5 / 4), 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("folder", "weight", "rise"),
+    [
+        ("train", 3, SMOOTH),
+        ("baseline_temporal_ensembling", 30, SMOOTH),
+        ("baseline_pseudo_label", 3, [0, 0.5, 1, 1]),
+    ],
+)
+def test_schedules_are_those_of_the_settings(
+    folder: str, weight: float, rise: list[float], finished: tuple[Path, list[str], str]
+) -> None:
+    """The second loss's weight rises, and the learning rate falls in the end and after each sub-epoch no better."""
+    lines = [json.loads(line) for line in (finished[0] / folder / "metrics.jsonl").read_text().splitlines()]
+    ends = [line for line in lines if "val/accuracy" in line]
+    assert [line["epoch"] for line in ends] == [0, 1, 2, 3]
+    best, lr = 0.0, 0.001
+    for line, part, fall in zip(ends, rise, [1, 1, 1, math.exp(-12.5 / 4)], strict=True):
+        assert line["train/consistency_weight"] == pytest.approx(weight * part)
+        assert line["train/learning_rate"] == pytest.approx(lr * fall)
+        lr, best = (lr, line["val/accuracy"]) if line["val/accuracy"] > best else (lr / 2, best)
+    losses = [line for line in lines if "train/loss" in line]
+    assert len(losses) > 8 and any(line["train/consistency"] > 0 for line in losses)
+    for line in losses:
+        whole = line["train/cross_entropy"] + weight * rise[line["epoch"]] * line["train/consistency"]
+        assert line["train/loss"] == pytest.approx(whole, rel=1e-5)
 
 
 def test_baselines_are_those_that_the_configuration_allows() -> None:

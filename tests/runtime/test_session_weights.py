@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -19,10 +21,8 @@ from twostage.models import build_model
 from twostage.runtime.session import Session
 from twostage.runtime.world import World
 
-WORLD = World(rank=0, size=1, device=torch.device("cpu"))
 
-
-def session(tmp_path: Path, num_classes: int = 4, **model: Any) -> Session:
+def session(tmp_path: Path, num_classes: int = 4, rank: int = 0, **model: Any) -> Session:
     config = Config(
         run=RunConfig(dir=tmp_path / "run", rng_seed=5),
         data=DataConfig(dataset=tmp_path),
@@ -31,7 +31,8 @@ def session(tmp_path: Path, num_classes: int = 4, **model: Any) -> Session:
     )
     views: Any = SimpleNamespace(num_classes=num_classes, digests={})
     nothing: Any = None
-    return Session(config=config, accelerator=nothing, world=WORLD, views=views, loader=nothing)
+    world = World(rank=rank, size=rank + 1, device=torch.device("cpu"))
+    return Session(config=config, accelerator=nothing, world=world, views=views, loader=nothing)
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:
@@ -110,3 +111,13 @@ def test_what_does_not_fit_is_said_with_the_fields_name(tmp_path: Path) -> None:
         session(tmp_path, weights=str(tmp_path / "a.pth")).new_model(initial=True)
     with pytest.raises(InputError, match=r"model\.class_layer is loaded, but model\.weights names no weights"):
         session(tmp_path, class_layer="loaded").new_model(initial=True)
+
+
+def test_dropout_and_noise_are_drawn_differently_on_every_rank_and_alike_in_every_run(tmp_path: Path) -> None:
+    def drawn(rank: int, purpose: str = "pretrain") -> tuple[float, float, float]:
+        session(tmp_path, rank=rank).seed_rank(purpose)
+        return torch.rand(()).item(), random.random(), np.random.random()
+
+    assert drawn(0) == drawn(0) and drawn(1) == drawn(1)
+    for first, *others in zip(drawn(0), drawn(1), drawn(2), drawn(0, "train"), strict=True):
+        assert first not in others and len(set(others)) == 3
