@@ -30,6 +30,7 @@ from twostage.runtime.zero_config import FILE, USE
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["ranks", "twostage.verbs", "twostage.stage1.pretrain", "twostage.stage2.train"])
+TOLD = "after a batch: "
 SETTINGS = {
     "model.name": "ranks:factory",
     "pretrain.epochs": "2",
@@ -68,6 +69,31 @@ def slow_factory(
     )
     network.register_forward_pre_hook(lambda module, _: None if module.training else time.sleep(0.7))
     return network
+
+
+def telling_factory(
+    *, num_classes: int, in_channels: int, image_size: int, dropout: float, input_noise: float
+) -> nn.Module:
+    """The same network, which prints its first BatchNorm's statistics after each batch; see `told`."""
+    network = factory(
+        num_classes=num_classes, in_channels=in_channels, image_size=image_size, dropout=dropout,
+        input_noise=input_noise,
+    )
+
+    def tell(module: nn.Module, *_: Any) -> None:
+        batchnorm = module.get_submodule("1")
+        values = [*batchnorm.running_mean.tolist(), *batchnorm.running_var.tolist()]
+        line = {"rank": int(os.environ["RANK"]), "training": module.training, "statistics": values}
+        os.write(1, f"{TOLD}{json.dumps(line)}\n".encode())      # at once, as the other rank writes there too
+
+    network.register_forward_hook(tell)
+    return network
+
+
+def told(printed: str) -> list[dict[str, Any]]:
+    """What networks of `telling_factory` have printed."""
+    lines = [line for line in printed.splitlines() if line.startswith(TOLD)]
+    return [json.loads(line.removeprefix(TOLD)) for line in lines]
 
 
 def command(verb: str, dataset: Path, run_dir: Path, **settings: str) -> list[str]:

@@ -100,19 +100,29 @@ def test_one_two_four_and_one_process_take_the_same_batches(digits: Path, ranked
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 0.25
 
 
-def test_pieces_make_up_the_global_batch(digits: Path, tmp_path: Path) -> None:
-    """A process that takes its slots in four pieces descends the gradient of all of them (no BatchNorm, no dropout)."""
-    settings = {"model__name": "mlp", "model__dropout": "0", "pretrain__optimizer__name": "sgd"}
-    weights, batches = [], []
-    for size, micro_batch in ((1, "null"), (1, "16"), (2, "8")):
+@pytest.mark.parametrize("method", [None, "pi_model", "temporal_ensembling"], ids=lambda method: method or "pretrain")
+def test_pieces_make_up_the_global_batch(method: str | None, digits: Path, ranked: Path, tmp_path: Path) -> None:
+    """One process or two, in pieces or not, descend the gradient of all slots (no BatchNorm, no dropout)."""
+    verb, runs = ("train", [(1, "null"), (2, "8")]) if method else ("pretrain", [(1, "null"), (1, "16"), (2, "8")])
+    settings = {"model__name": "mlp", "model__dropout": "0", "runtime__checkpoint_steps": "null"}
+    settings |= {f"{verb}__optimizer__name": "sgd"}
+    if method:
+        settings |= {"train__method": method, "train__init": "scratch", "train__sub_epochs": "2"}
+    weights, batches, losses = [], [], []
+    for size, micro_batch in runs:
         run_dir = tmp_path / f"{size}-{micro_batch}"
-        arguments = command("pretrain", digits, run_dir, runtime__micro_batch=micro_batch, **settings)
+        if method:
+            shutil.copytree(ranked / "mine", run_dir / "mine")
+        arguments = command(verb, digits, run_dir, runtime__micro_batch=micro_batch, **settings)
         start(arguments, tmp_path / "log", size=size).succeed()
-        weights.append(safetensors.torch.load_file(run_dir / "pretrain" / "model.safetensors"))
-        batches.append(global_batches(run_dir / "pretrain"))
-    assert batches[0] == batches[1] == batches[2]
-    for other in weights[1:]:
+        weights.append(safetensors.torch.load_file(run_dir / verb / "model.safetensors"))
+        batches.append(global_batches(run_dir / verb))
+        lines = result(run_dir / verb)["metrics"]
+        losses.append([value for line in lines for name, value in line.items() if name.startswith("train/")])
+    assert all(other == batches[0] for other in batches)
+    for other, of_other in zip(weights[1:], losses[1:], strict=True):
         assert max(float((weights[0][name] - other[name]).abs().max()) for name in other) < 1e-5
+        assert of_other == pytest.approx(losses[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("zero", [0, 1])
