@@ -143,12 +143,13 @@ def test_samples_stay_in_their_window(
     windows_of(batches.ravel().tolist(), shard, window_shards)
 
 
-def test_windows_are_shuffled_within_and_among() -> None:
+@pytest.mark.parametrize("labels", [None, (np.arange(1000) % 10 == 0).astype(np.int64)], ids=["once", "balanced"])
+def test_windows_are_shuffled_within_and_among(labels: plan.Indices | None) -> None:
     shard = shards_of(1000, 100)
 
     def order(epoch: int) -> list[int]:
         batches = plan.epoch_batches(
-            np.arange(1000), batch_size=10, rng_seed=0, epoch=epoch, shard=shard, window_shards=5
+            np.arange(1000), batch_size=10, rng_seed=0, epoch=epoch, labels=labels, shard=shard, window_shards=5
         )
         return [int(index) for index in batches.ravel()]
 
