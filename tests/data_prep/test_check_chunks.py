@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import math
 import random
 import struct
 import zlib
@@ -19,8 +21,8 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.check import CheckedImage, Encoding, Limits, RejectionError, check_image
 
-LIMITS = Limits(max_bytes=100_000_000, max_pixels=2_000_000, decode=True)
-HEADER = Limits(max_bytes=100_000_000, max_pixels=2_000_000, decode=False)
+LIMITS = Limits(max_bytes=100_000_000, max_pixels=2_000_000, max_ratio=math.inf, decode=True)
+HEADER = dataclasses.replace(LIMITS, decode=False)
 ANEW = Encoding(image_format="png", short_side=None, quality=90)
 PNG = parsed(KINDS["png"](1))[1]
 WEBP = parsed(encoded(rgb(1, height=1), "WEBP", save_all=True, append_images=[rgb(9, height=1)]))[1]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -335,6 +335,7 @@ def save_forever(folder: Path, reports: Connection) -> None:
 
 def test_sigkill_at_random_instants(tmp_path: Path) -> None:
     context = get_context("forkserver")
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]    # that of an earlier test would import it each time
     context.set_forkserver_preload(["pytest", "torch._dynamo", "twostage.runtime.checkpoint"])  # seconds, once
     draw = random.Random(time.time_ns())
     last, asides = 0, 0
