@@ -77,6 +77,8 @@ def check(config: Config, views: Views, stages: Sequence[str], num_processes: in
             raise InputError(f"model.weights: {error}") from error
     for name in sections:
         _check_training(name, getattr(config, name), num_processes, config.runtime)
+    if folder_of("bottom_up") in stages:
+        _check_noise_layer(config.noise_model)
     if "rank" in stages:
         check_division(config.rank.batch_size, 1, section="rank.")
     if "mine" in stages:
@@ -138,13 +140,8 @@ def _check_training(
             f"next; with runtime.micro_batch: {runtime.micro_batch} a step of `{name}` has {pieces} pieces: use "
             "runtime.compile: default"
         )
-    match section:
-        case CleanFilterConfig(positive_weight=weight) if not 0 < weight < math.inf:
-            raise InputError(f"{name}.positive_weight is {weight}; it must be a number above 0")
-        case NoiseModelConfig(held_epochs=held, epochs=epochs) if not 0 <= held < epochs:
-            raise InputError(f"{name}.held_epochs is {held}; it must be at least 0 and below {name}.epochs, {epochs}")
-        case NoiseModelConfig(penalty_weight=weight) if not 0 <= weight < math.inf:
-            raise InputError(f"{name}.penalty_weight is {weight}; it must be a number of at least 0")
+    if isinstance(section, CleanFilterConfig) and not 0 < section.positive_weight < math.inf:
+        raise InputError(f"{name}.positive_weight is {section.positive_weight}; it must be a number above 0")
     try:
         Plateau(section.plateau)
         make_optimizer(nn.Linear(1, 1), section.optimizer)
@@ -173,6 +170,17 @@ def _check_perturbed(config: Config, num_classes: int) -> None:
         )
     except (ValueError, ImportError) as error:
         raise InputError(f"model.name with train.dropout and train.input_noise: {error}") from error
+
+
+def _check_noise_layer(section: NoiseModelConfig) -> None:
+    held, epochs = section.held_epochs, section.epochs
+    if not 0 <= held < epochs:
+        raise InputError(
+            f"noise_model.held_epochs is {held}; it must be at least 0 and below noise_model.epochs, {epochs}, or the "
+            "noise layer of bottom_up learns nothing"
+        )
+    if not 0 <= section.penalty_weight < math.inf:
+        raise InputError(f"noise_model.penalty_weight is {section.penalty_weight}; it must be a number of at least 0")
 
 
 def _check_baseline(config: Config, name: str, stages: Sequence[str]) -> None:

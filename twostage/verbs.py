@@ -236,7 +236,7 @@ def _evaluate(session: Session) -> dict[str, Any]:
     from twostage.runtime.preemption import leave_if_asked
 
     results: dict[str, Any] = {}
-    for name, title in titles(session.config.pretrain.balance).items():
+    for name, title in _titles(session.config).items():
         folder = session.run_dir / name
         if not (folder / "done.json").exists():
             continue
@@ -280,13 +280,18 @@ def _on_main(session: Session, action: Callable[[], None]) -> None:
         raise InputError(failed)
 
 
+def _titles(config: Config) -> dict[str, str]:
+    """As `titles`, by what stage 1 was trained with."""
+    noted = stage.read_inputs(config.run.dir / "pretrain" / "done.json") or {}
+    return titles(noted.get("pretrain.balance", config.pretrain.balance))
+
+
 def _summarise(config: Config) -> None:
     from twostage.report.html import write_report
 
     run_dir = config.run.dir
     summary: dict[str, Any] = {"models": {}}
-    names = titles(config.pretrain.balance)
-    for name, title in ((n, t) for n, t in names.items() if (run_dir / n / "done.json").exists()):
+    for name, title in ((n, t) for n, t in _titles(config).items() if (run_dir / n / "done.json").exists()):
         figures = run_dir / "evaluate" / name / "test.json"
         if figures.exists():
             accuracy = json.loads(figures.read_text())["accuracy"]

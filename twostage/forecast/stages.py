@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from twostage.baselines import second_stage
 from twostage.config import Config, NoiseModelConfig, PretrainConfig, TrainConfig
 from twostage.data.dataset import Dataset
 from twostage.data.passes import Indices, Source
@@ -99,8 +100,7 @@ class _Forecast:
             return [self.noise_model(folder_of(name), config.noise_model, networks)]
         if row.stage2 is not None:
             labeled = self.clean_labels() if name in WITH_CLEAN_SET else self.seeds()
-            method = dataclasses.replace(config.train, method=row.stage2)
-            return [self.semi_supervised(folder_of(name), method, *labeled)]
+            return [self.semi_supervised(folder_of(name), second_stage(config.train, row), *labeled)]
         if name == "balanced_cross_entropy" and config.pretrain.balance and config.run.two_stage:
             return []
         before = [*self.baseline("cross_entropy"), self.ranking("rank_cross_entropy")] if row.loss in CORRECTED else []

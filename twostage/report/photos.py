@@ -186,7 +186,10 @@ def _inspected(file: Path, augment: AugmentConfig) -> Header | str:
 
 
 def _png_fault(file: BinaryIO) -> str:
-    """What makes DALI 2.4 crash among the chunks of a PNG file, after its signature, or "": see data_prep/png.py."""
+    """What makes DALI 2.4 crash among the chunks of a PNG file, after its signature, or "".
+
+    data_prep/png.py knows of one more, which is not looked for here: an eXIf chunk whose entries point out of it.
+    """
     seen: set[bytes] = set()
     while len(head := file.read(8)) == 8 and b"IEND" not in seen:
         length, kind = struct.unpack(">I4s", head)
