@@ -19,7 +19,7 @@ from twostage.data.views import Views, open_clean_set
 from twostage.machine_config import RuntimeConfig
 from twostage.models import build_model
 from twostage.report.runs import asked
-from twostage.rows import ALL_BASELINES, WITH_CLEAN_SET, Baseline, folder_of, titles
+from twostage.rows import BY_FOLDER, CLEAN_FOLDERS, folder_of, titles
 from twostage.runtime.ema import WeightAverage
 from twostage.runtime.initial_weights import check_source
 from twostage.runtime.limits import check_runtime
@@ -27,9 +27,8 @@ from twostage.runtime.optimizers import Plateau, make_optimizer
 from twostage.stage1.mine import check_shares
 from twostage.stage2.methods import check_method
 
-BY_FOLDER: dict[str, Baseline] = {folder_of(name): row for name, row in ALL_BASELINES.items()}
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
-ON_CLEAN_SET = ("clean_filter", "finetune", *map(folder_of, WITH_CLEAN_SET))
+ON_CLEAN_SET = ("clean_filter", *CLEAN_FOLDERS)
 
 
 def stages_of(verb: str, config: Config) -> list[str]:

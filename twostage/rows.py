@@ -83,6 +83,12 @@ def folder_of(baseline: str) -> str:
     return f"baseline_{baseline}"
 
 
+BY_FOLDER: Final = {folder_of(name): row for name, row in ALL_BASELINES.items()}
+"""the baselines by their folders in the run folder"""
+CLEAN_FOLDERS: Final = ("finetune", *map(folder_of, WITH_CLEAN_SET))
+"""of models that are trained on the clean set"""
+
+
 def titles(balance: bool = True) -> dict[str, str]:
     """What the models are called, by folder, in the order of a table.
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 import random
 import struct
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from judging import judged, reason
 from nvidia.dali import fn, pipeline_def
 from photos import BROKEN, KINDS, encoded, pixels, png_bomb, rgb, with_orientation
 from PIL import Image
 
-from data_prep.check import REASONS, CheckedImage, Encoding, Limits, RejectionError, check_image
+from data_prep.check import CheckedImage, Encoding, Limits, RejectionError, check_image
 from data_prep.exif import exif_orientation
 from data_prep.png import png_fault
 from data_prep.structure import is_cut, jpeg_start
@@ -23,16 +23,6 @@ from data_prep.structure import is_cut, jpeg_start
 LIMITS = Limits(max_bytes=100_000, max_pixels=1_000_000, decode=True)
 HEADER = Limits(max_bytes=100_000, max_pixels=1_000_000, decode=False)
 BATCH = 32
-
-
-def reason(data: bytes, limits: Limits = LIMITS) -> str:
-    """The reason of rejection, or "" for an accepted image."""
-    try:
-        check_image(data, limits)
-    except RejectionError as error:
-        assert error.reason in REASONS and error.detail
-        return error.reason
-    return ""
 
 
 class Decoder:
@@ -88,7 +78,7 @@ def test_good_images_of_every_kind(name: str, dali: Decoder) -> None:
 @pytest.mark.parametrize("name", BROKEN)
 def test_the_reason_of_broken_images(name: str) -> None:
     expected, data = BROKEN[name]
-    assert reason(data) == expected
+    assert reason(data, LIMITS) == expected
     if name not in ("damaged.png", "cut.png", "cut.webp"):          # of these, the header is sound
         assert reason(data, HEADER) == expected
 
@@ -97,7 +87,7 @@ def test_a_bomb_is_rejected_before_anything_is_decoded(monkeypatch: pytest.Monke
     jpeg = KINDS["jpg"](1).replace(struct.pack(">HH", 16, 24), b"\xff\x00\xff\x00")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     for bomb in (png_bomb(), png_bomb(2_000_000_000, 2), jpeg):
-        assert reason(bomb) == reason(bomb, HEADER) == "too_many_pixels"
+        assert reason(bomb, LIMITS) == reason(bomb, HEADER) == "too_many_pixels"
         with pytest.raises(RejectionError):
             check_image(bomb, LIMITS, Encoding(image_format="jpeg", short_side=8, quality=90))
 
@@ -195,19 +185,10 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 def test_what_is_accepted_dali_decodes_to_the_size_that_is_said(dali: Decoder) -> None:
     """Over thousands of damaged files. DALI may well decode some that are rejected; that is on the safe side."""
-    rng = random.Random(1)
     exif = encoded(rgb(1), "JPEG", exif=with_orientation(6), comment=b"x" * 50)
     restarts = encoded(rgb(2), "JPEG", restart_marker_blocks=1)
     kinds = {name: make(5) for name, make in KINDS.items()} | {"exif.jpg": exif, "restarts.jpg": restarts}
-    accepted: list[tuple[str, CheckedImage]] = []
-    reasons: Counter[str] = Counter()
-    for name, data in kinds.items():
-        for _ in range(250):
-            damaged = damage(data, rng)
-            found = reason(damaged)
-            reasons[found] += 1
-            if not found:
-                accepted.append((name, check_image(damaged, LIMITS)))
+    accepted, reasons = judged(kinds, 250, damage, LIMITS)
     shapes = dali.shapes([image.data for _, image in accepted])
     wrong = [(name, image.data.hex(), (image.width, image.height), shape) for (name, image), shape
              in zip(accepted, shapes, strict=True) if shape != (image.height, image.width, 3)]
@@ -222,7 +203,7 @@ def test_the_header_alone_gives_the_same_answer_where_the_image_is_sound() -> No
         data = make(8)
         for _ in range(60):
             damaged = damage(data, rng)
-            if not reason(damaged):
+            if not reason(damaged, LIMITS):
                 assert check_image(damaged, HEADER) == check_image(damaged, LIMITS), name
                 agreed += 1
     assert agreed > 100
@@ -267,8 +248,8 @@ def test_webp_that_promises_exif(dali: Decoder) -> None:
     data = KINDS["rgba.webp"](1)
     assert data[12:16] == b"VP8X" and check_image(data, LIMITS).width == 24
     promising = data[:20] + bytes([data[20] | 8]) + data[21:]
-    assert reason(promising) == "damaged" and isinstance(dali.shapes([promising])[0], str)
-    assert reason(data[:20] + bytes([data[20] & ~0x10]) + data[21:]) == "damaged"
+    assert reason(promising, LIMITS) == "damaged" and isinstance(dali.shapes([promising])[0], str)
+    assert reason(data[:20] + bytes([data[20] & ~0x10]) + data[21:], LIMITS) == "damaged"
     kept = encoded(Image.fromarray(pixels(1, channels=4)), "WEBP", exif=with_orientation(8))
     assert kept[20] & 8 and (check_image(kept, LIMITS).width, dali.shapes([kept])) == (16, [(24, 16, 3)])
 
@@ -282,7 +263,7 @@ def test_files_that_end_too_early() -> None:
 
 
 def test_rejected_as_too_large_without_looking() -> None:
-    assert reason(b"\xff\xd8\xff" + bytes(100_000)) == "too_large"
+    assert reason(b"\xff\xd8\xff" + bytes(100_000), LIMITS) == "too_large"
 
 
 @pytest.mark.parametrize("quality", [1, 100])

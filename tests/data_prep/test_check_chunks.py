@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import random
 import struct
 import zlib
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from chunks import TURNED, UPRIGHT, Chunk, assembled, changed, interlaced_png, parsed
 from dali_apart import CRASHED, shapes_apart
+from judging import judged, reason
 from photos import KINDS, encoded, pixels, rgb, with_orientation
 from PIL import Image
 
 from data_prep.__main__ import main
-from data_prep.check import CheckedImage, Encoding, Limits, RejectionError, check_image
+from data_prep.check import CheckedImage, Encoding, Limits, check_image
 
 LIMITS = Limits(max_bytes=100_000_000, max_pixels=2_000_000, max_ratio=math.inf, decode=True)
 HEADER = dataclasses.replace(LIMITS, decode=False)
@@ -42,16 +41,6 @@ def png(*chunks: Chunk) -> bytes:
 def with_pixels(data: bytes) -> bytes:
     """The small PNG with another IDAT chunk."""
     return png(PNG[0], (b"IDAT", data), PNG[2])
-
-
-def reason(data: bytes, limits: Limits = LIMITS, encoding: Encoding | None = None) -> str:
-    """The reason of rejection, or "" for an accepted image."""
-    try:
-        check_image(data, limits, encoding)
-    except RejectionError as error:
-        assert error.detail
-        return error.reason
-    return ""
 
 
 def shape(image: CheckedImage) -> tuple[int, int, int]:
@@ -123,17 +112,9 @@ BAD: dict[str, tuple[str, str, bytes]] = {          # reason, reason if written 
 
 def test_what_is_accepted_dali_decodes_to_the_size_that_is_said() -> None:
     """Over thousands of files whose chunks were doubled, dropped, moved, inserted, cut or changed."""
-    rng = random.Random(1)
-    accepted: list[tuple[str, CheckedImage]] = []
-    reasons: Counter[str] = Counter()
-    for name, data in ({name: make(5) for name, make in KINDS.items()} | UNUSUAL).items():
-        for _ in range(120):
-            image = changed(data, rng)
-            found = reason(image)
-            reasons[found] += 1
-            if not found:
-                accepted.append((name, check_image(image, LIMITS)))
-                assert check_image(image, HEADER) == accepted[-1][1], (name, image.hex())
+    accepted, reasons = judged({name: make(5) for name, make in KINDS.items()} | UNUSUAL, 120, changed, LIMITS)
+    for name, image in accepted:
+        assert check_image(image.data, HEADER) == image, (name, image.data.hex())
     shapes = shapes_apart([image.data for _, image in accepted])
     wrong = [(name, image.data.hex(), shape(image), found) for (name, image), found
              in zip(accepted, shapes, strict=True) if found != shape(image)]
@@ -149,8 +130,9 @@ def test_good_files_with_unusual_chunks_are_accepted() -> None:
 
 
 def test_files_that_dali_cannot_decode() -> None:
-    assert {name: reason(data) for name, (_, _, data) in BAD.items()} == {name: bad[0] for name, bad in BAD.items()}
-    anew = {name: reason(data, encoding=ANEW) for name, (_, _, data) in BAD.items()}
+    kept = {name: reason(data, LIMITS) for name, (_, _, data) in BAD.items()}
+    assert kept == {name: bad[0] for name, bad in BAD.items()}
+    anew = {name: reason(data, LIMITS, ANEW) for name, (_, _, data) in BAD.items()}
     assert anew == {name: bad[1] for name, bad in BAD.items()}
     found = dict(zip(BAD, shapes_apart([data for _, _, data in BAD.values()]), strict=True))
     assert [name for name, shape in found.items() if not isinstance(shape, str)] == []
@@ -159,7 +141,7 @@ def test_files_that_dali_cannot_decode() -> None:
 def test_an_animation_whose_default_image_is_not_its_first_frame() -> None:
     """DALI decodes a sound one, and crashes where it would only complain of another file."""
     data = animation(default_image=True)
-    assert reason(data) == reason(data, HEADER) == "unsupported" and reason(data, encoding=ANEW) == ""
+    assert reason(data, LIMITS) == reason(data, HEADER) == "unsupported" and reason(data, LIMITS, ANEW) == ""
     chunks = parsed(data)[1]
     place = [kind for kind, _ in chunks].index(b"fcTL") + 1
     assert shapes_apart([data, png(*chunks[:place], (b"abcd", b""), *chunks[place:])]) == [(16, 24, 3), CRASHED]
@@ -169,7 +151,7 @@ def test_webp_with_exif() -> None:
     """A chunk of odd length before the EXIF chunk, which nearly every second lossless file has, stops DALI."""
     images = [encoded(make(number), "WEBP", exif=with_orientation(6), lossless=lossless)
               for number in range(10) for make in (rgb, rgba) for lossless in (False, True)]
-    reasons = [reason(data) for data in images]
+    reasons = [reason(data, LIMITS) for data in images]
     assert reasons == [reason(data, HEADER) for data in images]
     assert set(reasons) == {"", "unsupported"} and min(reasons.count(""), reasons.count("unsupported")) > 5
     shapes = shapes_apart(images)
@@ -191,7 +173,7 @@ def test_exif_that_makes_dali_crash(exif: list[bytes]) -> None:
     """It may crash on the next image only, or take the pixels of an image for those of another shape."""
     chunks = [(b"eXIf", block) for block in exif]
     for data in (png(PNG[0], *chunks, *PNG[1:]), png(*PNG[:2], *chunks, PNG[2])):
-        assert reason(data) == reason(data, HEADER) == "damaged"
+        assert reason(data, LIMITS) == reason(data, HEADER) == "damaged"
         assert shape(check_image(data, LIMITS, ANEW)) in ((16, 24, 3), (24, 16, 3))
     if exif[0] == TURNED:
         assert CRASHED in shapes_apart([png(PNG[0], *chunks, *PNG[1:])] * 2)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from markupsafe import Markup, escape
 
 from twostage.report.collect import Run, setting, title_of
 from twostage.report.tables import number
-from twostage.rows import ALL_BASELINES, WITH_CLEAN_SET, Baseline, folder_of, titles
-
-ROWS: Final[dict[str, Baseline]] = {folder_of(name): row for name, row in ALL_BASELINES.items()}
-ON_CLEAN_SET: Final = tuple(map(folder_of, WITH_CLEAN_SET))
+from twostage.rows import BY_FOLDER, CLEAN_FOLDERS, Baseline, titles
 
 
 def cell(text: str) -> Markup:
@@ -32,13 +29,13 @@ def percent(value: float | None) -> str:
 
 def history(run: Run, model: str) -> list[Markup]:
     """What was done to get this model, in order. Names of the user's cannot break out of it."""
-    row = ROWS.get(model)
+    row = BY_FOLDER.get(model)
     if model == "finetune":
         return _fine_tuned(run)
     if row is not None and row.noise_model is not None:
         said = "It was trained together with a model of how labels go wrong; half of each batch had labels as given{}, "
         return [Markup(said + "the other half those of the clean set, {}.").format(_given(run), _clean_set(run))]
-    if model in ON_CLEAN_SET:
+    if model in CLEAN_FOLDERS:
         said = "{} all images, but of their labels only with those of the clean set, {} ({})."
         return [Markup(said).format(_started(run), _clean_set(run), cell(_method(run, row)))]
     if model == "train" or (row is not None and row.stage2 is not None):
@@ -54,8 +51,8 @@ def mined_by(run: Run, model: str) -> str | None:
     """The rule by which the labels were mined that a model was trained on; None where those were none of them."""
     if model == "finetune":
         model = str(setting(run, "finetune", "init") or "train")
-    row = ROWS.get(model)
-    if model != "train" and (row is None or row.stage2 is None or model in ON_CLEAN_SET):
+    row = BY_FOLDER.get(model)
+    if model != "train" and (row is None or row.stage2 is None or model in CLEAN_FOLDERS):
         return None
     return str(setting(run, "mine", "rule") or "agreement")
 

@@ -7,11 +7,10 @@ import numpy as np
 from twostage.report.collect import ClassRow, Run, Tested, setting, title_of
 from twostage.report.ranking import counts
 from twostage.report.tables import STAGES, main_model, number, percent, points, reference
-from twostage.rows import ALL_BASELINES, WITH_CLEAN_SET, folder_of
+from twostage.rows import BY_FOLDER, CLEAN_FOLDERS
 
 MAX_DOUBTFUL = 3
-ON_CLEAN_SET = ("finetune", *map(folder_of, WITH_CLEAN_SET))
-ON_REFINED = tuple(folder_of(name) for name, row in ALL_BASELINES.items() if row.refined_val)
+ON_REFINED = tuple(folder for folder, row in BY_FOLDER.items() if row.refined_val)
 
 
 def class_notes(tested: list[Tested]) -> list[str]:
@@ -93,9 +92,9 @@ def validation_notes(run: Run) -> dict[str, str]:
 
 def _validated_on(run: Run, model: str, stage: str) -> str:
     held_out = setting(run, "data", "holdout") is not None
-    if model in ON_CLEAN_SET and held_out:
+    if model in CLEAN_FOLDERS and held_out:
         return "labels of the clean set that were held out"
-    refined = (run.path / "mine" / "val.parquet").exists() and model not in ON_CLEAN_SET
+    refined = (run.path / "mine" / "val.parquet").exists() and model not in CLEAN_FOLDERS
     if model in ON_REFINED or (stage == "stage 2" and refined):
         return "the held-out labels that stage 1 kept" if held_out else "the labels in mine/val.parquet"
     if held_out:
